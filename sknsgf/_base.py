@@ -1,0 +1,191 @@
+"""What every flow estimator shares: everything but ``fit``."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import gen_batches
+from sklearn.utils.validation import check_is_fitted
+
+from sknsgf._torch_bridge import (
+    Frame,
+    available_device,
+    balanced_rows,
+    random_rows,
+    seed_of,
+    thread_map,
+)
+from sknsgf._validation import (
+    check_parameter,
+    check_rows,
+    check_target,
+    check_weights,
+    whole_number,
+)
+from sknsgf.metrics import sinkhorn_divergence
+
+CHUNK_ROWS = 2**14  # rows transported at a time: bounds the memory of the network's layers
+SCORE_ROWS = 4_096  # rows of each sample that a score compares
+
+
+def reference_blur(n_features):
+    """Blur, over the scale of the data, that is sharp yet cheap: 0.1 per feature pair's radius.
+
+    Distances between points grow with the square root of the number of features, and so does it.
+    """
+    return 0.1 * float(np.sqrt(max(n_features, 2) / 2))
+
+
+class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
+    """Base of the flow estimators; a subclass brings ``fit`` and ``_flow``."""
+
+    # X_target is data, as y is: meta-estimators pass it on to fit without being asked to.
+    __metadata_request__fit = {"X_target": True}
+    __metadata_request__score = {"X_target": False}
+
+    @abstractmethod
+    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
+        """Function that carries a tensor of points, in the flow's units, along the learned flow."""
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "network_parameters_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def transform(self, X):
+        """Carry rows of the source along the flow to the target.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to transport, each on its own: the result for a row does not depend on the others.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Transported rows, in the units of `X`. float32 rows stay float32 (and are faster);
+            everything else is computed and returned in float64.
+        """
+        check_is_fitted(self)
+        return self._transport_rows(check_rows(self, X))
+
+    def inverse_transform(self, X):
+        """Carry rows of the target back along the flow to the source.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to transport.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Where the flow, integrated backward in time, takes the rows. It undoes
+            :meth:`transform` up to the error of the integration method, which shrinks with the
+            number of steps.
+        """
+        check_is_fitted(self)
+        return self._transport_rows(check_rows(self, X), backward=True)
+
+    def trajectory(self, X):
+        """Positions of rows of the source along the flow.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to transport.
+
+        Returns
+        -------
+        ndarray of shape (n_times, n_samples, n_features)
+            Positions at equally spaced flow times from 0 (`X` itself) to 1 (``transform(X)``).
+        """
+        check_is_fitted(self)
+        return self._transport_rows(check_rows(self, X), return_trajectory=True)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw new rows of the target's law by transporting draws of the source.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            Source of the draws; None uses the estimator's `random_state`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Transported rows. The source rows are drawn from the normal law that ``fit(X)`` takes as
+            source, or from the rows of the source that a two-sample fit keeps: every row is used
+            once before any is used again.
+        """
+        check_is_fitted(self)
+        check_parameter("n_samples", n_samples, whole_number(1), f"{type(self).__name__}.sample")
+        state = self.random_state if random_state is None else random_state
+        return self._sample(n_samples, seed_of(state, "sampling"))
+
+    def score(self, X, y=None, *, X_target=None, sample_weight=None):
+        """Closeness of transported rows to the target: minus the Sinkhorn divergence.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of the source. For an estimator fitted on one sample, and without `X_target`: rows
+            of that sample's law, which are compared with draws of the estimator.
+        y : array-like of shape (n_samples,) or (n_target, n_features), default=None
+            Two-dimensional: the target. One-dimensional: labels, ignored.
+        X_target : array-like of shape (n_target, n_features), default=None
+            The target. None means `y` if it is two-dimensional, else the target rows kept by
+            :meth:`fit`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows of `X`.
+
+        Returns
+        -------
+        float
+            Minus the divergence, in units of length squared; higher is better and 0 is the best.
+            The blur is relative to the data's scale and the same for every estimator, whatever its
+            own blur. Above 4096 rows a side, a fixed random subset is compared.
+        """
+        check_is_fitted(self)
+        X = check_rows(self, X)
+        target = check_target(self, X, y, X_target)
+        weights = check_weights(sample_weight, X)
+        rows = random_rows(len(X), SCORE_ROWS, seed_of(0, "scoring"))
+        X, weights = X[rows], None if weights is None else weights[rows]
+        if target is None and self.source_sample_ is None:
+            moved, target = X, self._sample(SCORE_ROWS, seed_of(0, "scoring"))
+        else:
+            moved = self._transport_rows(X)
+        target = self.target_sample_ if target is None else target
+        target = target[random_rows(len(target), SCORE_ROWS, seed_of(0, "scoring"))]
+        blur = reference_blur(self.n_features_in_) * self.scale_
+        return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur)
+
+    def _sample(self, n_samples, seed):
+        if self.source_sample_ is None:
+            rng = np.random.default_rng(seed)
+            rows = rng.standard_normal((n_samples, self.n_features_in_))
+            rows = (rows * self.source_std_ + self.source_mean_).astype(self.target_sample_.dtype)
+        else:
+            rows = self.source_sample_[balanced_rows(len(self.source_sample_), n_samples, seed)]
+        return self._transport_rows(rows)
+
+    def _transport_rows(self, X, **direction):
+        """Transport an array of rows, a chunk at a time, on `n_jobs` threads."""
+        frame, device = Frame(self.center_, self.scale_), available_device(self.device_)
+        dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        flow = self._flow(device, dtype, **direction)
+
+        def transport(chunk):
+            with torch.no_grad():
+                points = flow(frame.to_tensor(X[chunk], device, dtype))
+            return frame.to_array(points, X.dtype)
+
+        chunks = gen_batches(len(X), CHUNK_ROWS)
+        return np.concatenate(thread_map(transport, chunks, self.n_jobs), axis=-2)

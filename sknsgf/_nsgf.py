@@ -1,0 +1,499 @@
+"""Neural Sinkhorn gradient flow as a scikit-learn estimator."""
+
+from collections.abc import Callable
+from functools import partial
+from math import ceil
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from sknsgf._base import BaseFlow, reference_blur
+from sknsgf._torch_bridge import (
+    Frame,
+    NormalBatches,
+    RowBatches,
+    flow_chunks,
+    load_arrays,
+    mean_and_variance,
+    one_thread,
+    parameters_to_arrays,
+    pooled_frame,
+    random_rows,
+    seed_of,
+    thread_map,
+    torch_generator,
+    training_mode,
+)
+from sknsgf._validation import (
+    check_combinations,
+    check_fit_samples,
+    check_same_design,
+    check_scale,
+    hidden_sizes,
+    options,
+    real,
+    resolve_device,
+    training_errors,
+    unchanged_on_failure,
+    warn_inaccurate,
+    whole_number,
+)
+from sknsgf.flow.external import SOLVERS, choose_solver
+from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate
+from sknsgf.flow.networks import ACTIVATIONS, build_network, velocity_field
+from sknsgf.flow.regression import SCHEDULES, fit_regression
+from sknsgf.flow.trajectories import TIMES, TrajectoryPool, flow_step_sizes, simulate_flow
+
+KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
+ENDPOINT_FEATURES = 16  # from this many features on, endpoints are learned better than velocities
+LEARNING_RATES = {"velocity": 4e-3, "endpoint": 2e-3}
+VALIDATION_POINTS = 8_192  # points of the held-out flows that early stopping looks at
+
+
+class NetworkDesign(NamedTuple):
+    """What it takes to build a fitted network again."""
+
+    network: str | Callable
+    n_features: int
+    hidden_layer_sizes: tuple
+    activation: str
+    prediction: str
+
+
+class NSGFSampler(BaseFlow):
+    """Transport flow between two samples by neural Sinkhorn gradient flow.
+
+    The Wasserstein gradient flow of the Sinkhorn divergence moves particles of the source to the
+    target. ``fit`` simulates it for many minibatches of particles, with velocities from a Sinkhorn
+    solver, and regresses a network on these trajectories (velocity-field matching, [1]_). New rows
+    are then carried by integrating the network's field over the flow time from 0 to 1.
+
+    Data are centred and divided by one number (`scale_`) inside, which keeps the geometry of
+    transport; put a :class:`~sklearn.preprocessing.StandardScaler` in front where features have
+    different units.
+
+    Read more in the user guide, ``docs/user_guide.md``.
+
+    Parameters
+    ----------
+    blur : float or "auto", default="auto"
+        Square root of the entropic temperature of the Sinkhorn divergence, over the scale of the
+        data: the length below which details of the target are blurred during the flow. "auto" is
+        0.1 for two features and grows with the square root of their number.
+    n_steps : int, default=5
+        Steps of the simulated flow.
+    step_size : float in (0, 1] or "auto", default="auto"
+        Step of the particle scheme. "auto" takes ``1 / (n_steps - k)`` at step ``k``: constant
+        speed, and the flow ends at the target. With a number, a share of about
+        ``(1 - step_size) ** n_steps`` of the way is left.
+    time : {"continuous", "discrete"}, default="continuous"
+        Whether the network learns the field at all times, or only at the ``n_steps`` times of the
+        particle scheme (as in [1]_; `method` must be "euler" with `n_steps` steps).
+    flow_batch_size : int, default=1024
+        Particles, and target rows, of one simulated flow. Larger is less biased and costs more. A
+        smaller sample is used whole.
+    n_flows : int, default=128
+        Simulated flows.
+    solver : {"auto", "native", "geomloss", "pot"}, default="auto"
+        Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
+        at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
+    sinkhorn_tol : float, default=1e-2
+        L1 error of the marginals at which Sinkhorn iterations stop.
+    sinkhorn_max_iter : int, default=200
+        Bound on these iterations at each step; a warning says when it is met.
+    network : "mlp" or callable, default="mlp"
+        A callable builds your own :class:`torch.nn.Module` from the number of features;
+        ``module(x, t)`` takes points (n, n_features) and times (n,), and returns (n, n_features).
+        The callable must be importable (not a lambda) for the estimator to be pickled.
+    hidden_layer_sizes : tuple of int, default=(128, 128, 128)
+        Units of each hidden layer of the "mlp" network.
+    activation : {"relu", "silu", "gelu", "elu", "tanh"}, default="relu"
+        Activation of the "mlp" network.
+    prediction : {"auto", "velocity", "endpoint"}, default="auto"
+        What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
+        "endpoint" from 16 features on.
+    max_iter : int, default=6000
+        Gradient steps of the training.
+    batch_size : int, default=256
+        Points of one gradient step.
+    learning_rate_init : float or "auto", default="auto"
+        Learning rate of AdamW at the start. "auto" is 4e-3 for velocities and 2e-3 for endpoints.
+    learning_rate : {"cosine", "constant"}, default="cosine"
+        "cosine" lets the learning rate fall to 0 over `max_iter` steps.
+    weight_decay : float, default=0.0
+        Decoupled weight decay of AdamW.
+    ema_decay : float, default=0.999
+        Decay of the moving average of the weights that is kept; 0 keeps the last weights.
+    early_stopping : bool, default=False
+        Hold out a share of the flows, stop when their loss no longer falls, and keep the best
+        weights.
+    validation_fraction : float, default=0.1
+        Share of the flows held out. Only used when ``early_stopping=True``.
+    n_iter_no_change : int, default=10
+        Checks (one every 100 steps) without improvement before stopping. Only used when
+        ``early_stopping=True``.
+    tol : float, default=1e-4
+        Relative improvement of the held-out loss that counts. Only used when
+        ``early_stopping=True``.
+    method : {"euler", "midpoint", "rk4"}, default="euler"
+        Integration method: 1, 2 or 4 network evaluations per step.
+    n_integration_steps : int or None, default=None
+        Steps of the integration; None takes 10, or `n_steps` for discrete time.
+    warm_start : bool, default=False
+        Start training from the weights, and in the units (`center_`, `scale_`), of the last fit.
+    random_state : int, RandomState instance or None, default=None
+        Determines minibatches, weights and batches. The same int gives the same fit, bit by bit,
+        on the same machine.
+    device : str, default="auto"
+        "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1". A model fitted on a GPU opens
+        on machines without.
+    n_jobs : int or None, default=None
+        Threads that simulate flows and transport rows; the result does not depend on it. None
+        means 1 unless in a :func:`joblib.parallel_config` context, -1 all cores.
+    verbose : bool, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    network_parameters_ : dict of str to ndarray
+        Weights of the fitted network.
+    center_ : ndarray of shape (n_features,)
+        Point the data are centred on.
+    scale_ : float
+        Number they are divided by: the pooled root mean square per feature.
+    blur_ : float
+        Blur in units of the data.
+    step_sizes_ : list of float
+        Step sizes of the particle scheme.
+    solver_ : str
+        The solver used.
+    prediction_ : str
+        What the network predicts.
+    device_ : str
+        Where the flow was simulated and trained, and is evaluated if that device is there.
+    sinkhorn_error_ : float
+        Largest marginal error of all solves (NaN where the solver reports none).
+    loss_curve_ : list of float
+        Mean squared error of the batch at each gradient step, in squared units of `scale_`.
+    validation_loss_curve_ : list of float
+        The same on held-out flows, every 100 steps; empty without early stopping.
+    n_iter_ : int
+        Gradient steps done.
+    method_, n_integration_steps_ : str, int
+        The integration in use. Both may be assigned to, to transport with more or fewer network
+        evaluations without fitting again.
+    n_evaluations_ : int
+        Network evaluations per transported row.
+    source_sample_, target_sample_ : ndarray
+        Up to 10,000 rows of each sample, kept for :meth:`sample` and :meth:`score`;
+        `source_sample_` is None after ``fit(X)``.
+    source_mean_, source_std_ : ndarray of shape (n_features,)
+        Normal law of the source after ``fit(X)``; after a two-sample fit its sample's moments.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, when `X` has string column names.
+
+    See Also
+    --------
+    sknsgf.metrics : Distances between samples.
+
+    References
+    ----------
+    .. [1] Zhu, Wang, Zhang, Zhao, Qian, "Neural Sinkhorn Gradient Flow", arXiv:2401.14069, 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sknsgf import NSGFSampler
+    >>> rng = np.random.default_rng(0)
+    >>> X_source = rng.normal(size=(500, 2))
+    >>> X_target = rng.normal(size=(400, 2)) * [1.0, 0.5] + [4.0, 0.0]
+    >>> flow = NSGFSampler(n_flows=8, max_iter=400, random_state=0).fit(X_source, X_target)
+    >>> flow.transform(X_source).mean(axis=0).round()
+    array([4., 0.])
+    >>> flow.sample(3).shape
+    (3, 2)
+    """
+
+    _parameter_constraints = {
+        "blur": [real(0, closed="neither"), options("auto")],
+        "n_steps": [whole_number()],
+        "step_size": [real(0, 1, closed="right"), options("auto")],
+        "time": [options(*TIMES)],
+        "flow_batch_size": [whole_number(2)],
+        "n_flows": [whole_number()],
+        "solver": [options("auto", *SOLVERS)],
+        "sinkhorn_tol": [real(0, closed="neither")],
+        "sinkhorn_max_iter": [whole_number()],
+        "network": [options("mlp"), callable],
+        "hidden_layer_sizes": ["array-like"],
+        "activation": [options(*ACTIVATIONS)],
+        "prediction": [options("auto", "velocity", "endpoint")],
+        "max_iter": [whole_number()],
+        "batch_size": [whole_number()],
+        "learning_rate_init": [real(0, closed="neither"), options("auto")],
+        "learning_rate": [options(*SCHEDULES)],
+        "weight_decay": [real(0, closed="left")],
+        "ema_decay": [real(0, 1, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [real(0, 1, closed="neither")],
+        "n_iter_no_change": [whole_number()],
+        "tol": [real(0, closed="left")],
+        "method": [options(*METHODS)],
+        "n_integration_steps": [whole_number(), None],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "device": [str],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        blur="auto",
+        n_steps=5,
+        step_size="auto",
+        time="continuous",
+        flow_batch_size=1024,
+        n_flows=128,
+        solver="auto",
+        sinkhorn_tol=1e-2,
+        sinkhorn_max_iter=200,
+        network="mlp",
+        hidden_layer_sizes=(128, 128, 128),
+        activation="relu",
+        prediction="auto",
+        max_iter=6000,
+        batch_size=256,
+        learning_rate_init="auto",
+        learning_rate="cosine",
+        weight_decay=0.0,
+        ema_decay=0.999,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        method="euler",
+        n_integration_steps=None,
+        warm_start=False,
+        random_state=None,
+        device="auto",
+        n_jobs=None,
+        verbose=False,
+    ):
+        self.blur = blur
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.time = time
+        self.flow_batch_size = flow_batch_size
+        self.n_flows = n_flows
+        self.solver = solver
+        self.sinkhorn_tol = sinkhorn_tol
+        self.sinkhorn_max_iter = sinkhorn_max_iter
+        self.network = network
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.prediction = prediction
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.ema_decay = ema_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.method = method
+        self.n_integration_steps = n_integration_steps
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(self, X, y=None, *, X_target=None):
+        """Learn the flow from a source sample to a target sample: ``fit(X_source, X_target)``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_source, n_features)
+            Rows of the source. If no target is given, `X` is the target, and the source is the
+            normal law with the mean and variance of each feature of `X`.
+        y : array-like of shape (n_target, n_features) or (n_source,), default=None
+            Two-dimensional: the target. One-dimensional: labels from a pipeline, ignored.
+        X_target : array-like of shape (n_target, n_features), default=None
+            The target, with any number of rows; `y` is then ignored.
+
+        Returns
+        -------
+        self : NSGFSampler
+            The fitted estimator. When `fit` fails or is interrupted, it is left as it was before.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or a sample is not valid, or if the training diverges.
+        TypeError
+            If a sample is sparse.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If a Sinkhorn solve did not reach `sinkhorn_tol`.
+        """
+        with unchanged_on_failure(self), training_mode():
+            self._validate_params()
+            X_source, X_target = check_fit_samples(self, X, y, X_target)
+            self._resolve(X_source, X_target)
+            pool, held_out = self._simulate(X_source, X_target)
+            with training_errors(self):
+                self._train(pool, held_out)
+            self._keep(X_source, X_target)
+        return self
+
+    @property
+    def n_evaluations_(self):
+        """Network evaluations per transported row."""
+        return self.n_integration_steps_ * EVALUATIONS_PER_STEP[self.method_]
+
+    def _resolve(self, X_source, X_target):
+        """Turn the parameters and the samples' moments into what this fit uses."""
+        check_combinations(self)
+        self.device_ = resolve_device(self.device)
+        moments = mean_and_variance(X_target)
+        source_moments = moments if X_source is None else mean_and_variance(X_source)
+        self.source_mean_, self.source_std_ = source_moments[0], np.sqrt(source_moments[1])
+        if not self._continues():
+            self.center_, self.scale_ = check_scale(pooled_frame(*source_moments, *moments))
+        n_features = len(self.center_)
+        self.blur_ = self.scale_ * (
+            reference_blur(n_features) if self.blur == "auto" else self.blur
+        )
+        self.step_sizes_ = flow_step_sizes(self.n_steps, self.step_size)
+        self.solver_ = choose_solver(
+            self.solver, self.flow_batch_size, self.flow_batch_size, n_features
+        )
+        self.prediction_ = self.prediction
+        if self.prediction == "auto":
+            self.prediction_ = "endpoint" if n_features >= ENDPOINT_FEATURES else "velocity"
+        self.method_, self.n_integration_steps_ = self.method, self.n_integration_steps
+        if self.n_integration_steps is None:
+            self.n_integration_steps_ = self.n_steps if self.time == "discrete" else 10
+
+    def _simulate(self, X_source, X_target):
+        """Trajectories to train on and, for early stopping, of the flows held out."""
+        n = self.flow_batch_size
+        if X_source is None:
+            particles = NormalBatches(self.source_mean_, self.source_std_, n, self.random_state)
+        else:
+            particles = RowBatches(X_source, n, self.n_flows, self.random_state, "source")
+        targets = RowBatches(X_target, n, self.n_flows, self.random_state, "target")
+        velocity = partial(
+            SOLVERS[self.solver_],
+            blur=self.blur_ / self.scale_,
+            tol=self.sinkhorn_tol,
+            max_iter=self.sinkhorn_max_iter,
+        )
+        frame = Frame(self.center_, self.scale_)
+
+        def simulate(flows):
+            x, y = (frame.to_tensor(rows[flows], self.device_) for rows in (particles, targets))
+            with torch.no_grad():
+                flow = simulate_flow(x, y, velocity, self.step_sizes_)
+            progress.update(len(x))
+            return flow
+
+        chunks = flow_chunks(self.n_flows, particles.size * targets.size, self.device_)
+        with tqdm(
+            total=self.n_flows, desc="Simulating flows", disable=not self.verbose
+        ) as progress:
+            flows = thread_map(simulate, chunks, self.n_jobs)
+        self.sinkhorn_error_ = max(flow.error for flow in flows)
+        positions = torch.cat([flow.positions for flow in flows])
+        warn_inaccurate(self, float(positions.square().sum(-1).max().sqrt()))
+        n_held_out = ceil(self.validation_fraction * self.n_flows) if self.early_stopping else 0
+        split = len(positions) - n_held_out * particles.size
+        pool = partial(TrajectoryPool, time=self.time, target=self.prediction_)
+        return pool(positions[:split]), pool(positions[split:]) if n_held_out else None
+
+    def _train(self, pool, held_out):
+        """Velocity-field matching: regress the network on the trajectories."""
+        generator = torch_generator(seed_of(self.random_state, "training"), self.device_)
+        network = self._start_network().to(self.device_)
+        rate = self.learning_rate_init
+        if rate == "auto":
+            rate = LEARNING_RATES[self.prediction_]
+        with (
+            one_thread(),
+            tqdm(total=self.max_iter, desc="Training", disable=not self.verbose) as progress,
+        ):
+            result = fit_regression(
+                network,
+                lambda: pool.draw(self.batch_size, generator),
+                n_iterations=self.max_iter,
+                learning_rate=rate,
+                schedule=self.learning_rate,
+                weight_decay=self.weight_decay,
+                ema_decay=self.ema_decay,
+                validation=held_out and held_out.draw(VALIDATION_POINTS, generator),
+                tol=self.tol,
+                n_iter_no_change=self.n_iter_no_change,
+                on_iteration=lambda _: progress.update(),
+            )
+        self.network_parameters_ = parameters_to_arrays(result.network)
+        self.loss_curve_ = result.losses
+        self.validation_loss_curve_ = result.validation_losses
+        self.n_iter_ = len(result.losses)
+
+    def _continues(self):
+        return self.warm_start and self.__sklearn_is_fitted__()
+
+    def _start_network(self):
+        """Network with fresh weights, or with those of the last fit under warm start."""
+        design = NetworkDesign(
+            self.network,
+            self.n_features_in_,
+            hidden_sizes(self.hidden_layer_sizes),
+            self.activation,
+            self.prediction_,
+        )
+        continues = self._continues()
+        if continues:
+            check_same_design(design, self._design)
+        self._design = design
+        network = build_network(*design[:-1], seed_of(self.random_state, "network"))
+        return load_arrays(network, self.network_parameters_) if continues else network
+
+    def _keep(self, X_source, X_target):
+        """Keep a bounded part of the samples, for sample and score."""
+        rows = random_rows(len(X_target), KEPT_ROWS, seed_of(self.random_state, "kept"))
+        self.target_sample_ = X_target[rows]
+        self.source_sample_ = None
+        if X_source is not None:
+            rows = random_rows(len(X_source), KEPT_ROWS, seed_of(self.random_state, "kept"))
+            self.source_sample_ = X_source[rows]
+
+    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
+        """Function that integrates the learned field from a tensor of points."""
+        network = build_network(*self._design[:-1], seed=0)
+        network = load_arrays(network, self.network_parameters_).to(device, dtype)
+        field = velocity_field(network, self._design.prediction)
+        steps, method = self.n_integration_steps_, self.method_
+
+        def flow(points):
+            return integrate(
+                field,
+                points,
+                n_steps=steps,
+                method=method,
+                backward=backward,
+                return_trajectory=return_trajectory,
+            ).x
+
+        return flow

@@ -1,0 +1,175 @@
+"""Between arrays and tensors: units, devices, random streams, threads."""
+
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.utils import check_random_state, gen_batches
+from threadpoolctl import ThreadpoolController
+
+STREAMS = ("source", "target", "network", "training", "kept", "sampling", "scoring")
+CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
+CUDA_KERNEL = 2**28
+STATISTICS_ROWS = 2**16  # rows read at a time for means and variances
+
+
+class Frame(NamedTuple):
+    """Units of the flow: rows minus ``center``, over one ``scale`` that keeps the geometry.
+
+    Attributes
+    ----------
+    center : ndarray of shape (n_features,), float64
+    scale : float
+    """
+
+    center: np.ndarray
+    scale: float
+
+    def to_tensor(self, rows, device, dtype=torch.float32):
+        """Tensor of centred and scaled rows; the statistics are applied in float64."""
+        scaled = (np.asarray(rows, dtype=np.float64) - self.center) / self.scale
+        return torch.tensor(scaled, dtype=dtype, device=device)
+
+    def to_array(self, points, dtype):
+        """Rows in the units of the data."""
+        return (points.double().cpu().numpy() * self.scale + self.center).astype(dtype, copy=False)
+
+
+def mean_and_variance(X):
+    """Per-feature mean and variance in float64, a block of rows at a time.
+
+    The deviations are taken from the first row, so that a large offset costs no accuracy.
+    """
+    first = np.asarray(X[0], dtype=np.float64)
+    total, squares = np.zeros_like(first), np.zeros_like(first)
+    for block in gen_batches(len(X), STATISTICS_ROWS):
+        deviation = np.asarray(X[block], dtype=np.float64) - first
+        total += deviation.sum(axis=0)
+        squares += np.einsum("ij,ij->j", deviation, deviation)
+    shift = total / len(X)
+    return first + shift, np.maximum(squares / len(X) - shift**2, 0)
+
+
+def pooled_frame(mean_source, variance_source, mean_target, variance_target):
+    """Frame in which both samples together have mean 0 and mean square 1 per feature."""
+    center = (mean_source + mean_target) / 2
+    half_gap = (mean_source - mean_target) / 2
+    scale = np.sqrt(np.mean((variance_source + variance_target) / 2 + half_gap**2))
+    return Frame(center, float(scale) or 1.0)
+
+
+def seed_of(random_state, stream):
+    """Seed of one of the separate streams that belong to a ``random_state``.
+
+    ``None`` takes fresh entropy, which leaves NumPy's global generator untouched.
+    """
+    if random_state is None:
+        base = np.random.SeedSequence().entropy
+    else:
+        base = int(check_random_state(random_state).randint(2**31 - 1))
+    sequence = np.random.SeedSequence([base, STREAMS.index(stream)])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def balanced_rows(n_rows, n_draws, seed):
+    """Indices of shuffled passes over the rows: each is drawn equally often, give or take one."""
+    rng = np.random.default_rng(seed)
+    passes = [rng.permutation(n_rows) for _ in range(n_draws // n_rows)]
+    return np.concatenate([*passes, rng.choice(n_rows, n_draws % n_rows, replace=False)])
+
+
+def random_rows(n_rows, n_wanted, seed):
+    """Indices of a random subset in their order, or of all rows where fewer are there."""
+    if n_rows <= n_wanted:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng(seed).choice(n_rows, n_wanted, replace=False))
+
+
+class RowBatches:
+    """Minibatches of rows of an array, converted one slice of flows at a time."""
+
+    def __init__(self, X, size, n_flows, random_state, stream):
+        self.X, self.size = X, min(size, len(X))
+        rows = balanced_rows(len(X), n_flows * self.size, seed_of(random_state, stream))
+        self.rows = rows.reshape(n_flows, self.size)
+
+    def __getitem__(self, flows):
+        return self.X[self.rows[flows]]
+
+
+class NormalBatches:
+    """Minibatches drawn from a normal law with independent features."""
+
+    def __init__(self, mean, std, size, random_state):
+        self.mean, self.std, self.size = mean, std, size
+        self.seed = seed_of(random_state, "source")
+
+    def __getitem__(self, flows):
+        rng = np.random.default_rng([self.seed, flows.start])
+        shape = (flows.stop - flows.start, self.size, len(self.mean))
+        return rng.standard_normal(shape) * self.std + self.mean
+
+
+def flow_chunks(n_flows, n_pairs, device):
+    """Slices of the flows that are simulated together; they do not depend on `n_jobs`."""
+    kernel = CUDA_KERNEL if torch.device(device).type == "cuda" else CPU_KERNEL
+    return list(gen_batches(n_flows, max(1, kernel // n_pairs)))
+
+
+def torch_generator(seed, device="cpu"):
+    """Generator of its own with the given seed."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def available_device(device):
+    """The device itself, or the CPU where a fitted model is opened on a machine without it."""
+    on_cuda = torch.device(device).type == "cuda"
+    return device if not on_cuda or torch.cuda.is_available() else "cpu"
+
+
+def parameters_to_arrays(network):
+    """Parameters and buffers of a network by name, as NumPy arrays."""
+    state = network.state_dict()
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def load_arrays(network, arrays):
+    """Put arrays into a network of the same architecture, and return it ready for evaluation."""
+    network.load_state_dict(
+        {name: torch.tensor(array, device="cpu") for name, array in arrays.items()}
+    )
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def training_mode():
+    """Autograd as training needs it, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@cache
+def _thread_pools():
+    return ThreadpoolController()
+
+
+def one_thread():
+    """Context in which torch uses one thread of the calling thread's.
+
+    Small matrices are 7 to 80 times slower when every core works on each. OpenMP keeps the limit
+    for each calling thread, so other threads of the program are not affected.
+    """
+    return _thread_pools().limit(limits=1, user_api="openmp")
+
+
+def thread_map(function, items, n_jobs):
+    """Apply a function to items in joblib threads, each on one core; results keep the order."""
+
+    def call(item):
+        with one_thread():
+            return function(item)
+
+    return Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(call)(item) for item in items)

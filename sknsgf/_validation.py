@@ -1,0 +1,239 @@
+"""What estimators accept: parameters and samples. Every error's wording is here."""
+
+import re
+import warnings
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
+from sklearn.utils.validation import validate_data
+
+from sknsgf.flow.regression import DivergenceError
+
+LARGEST_EXPONENT = 1e5  # above, exponents in float32 are wrong by more than 1 %
+FLOATS = [np.float64, np.float32]  # kept as they are; everything else becomes the first
+
+
+def whole_number(low=1):
+    """Constraint of a parameter: an int of at least ``low``."""
+    return Interval(Integral, low, None, closed="left")
+
+
+def real(low, high=None, *, closed):
+    """Constraint of a parameter: a number in an interval."""
+    return Interval(Real, low, high, closed=closed)
+
+
+def options(*names):
+    """Constraint of a parameter: one of some strings."""
+    return StrOptions(set(names))
+
+
+def check_parameter(name, value, constraint, caller):
+    """Raise scikit-learn's error about an invalid argument of a method."""
+    validate_parameter_constraints({name: [constraint]}, {name: value}, caller)
+
+
+@contextmanager
+def unchanged_on_failure(estimator):
+    """Give the estimator its attributes back if the block raises or is interrupted."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+def check_fit_samples(estimator, X, y, X_target):
+    """Source and target rows to fit; the source is None when there is one sample only."""
+    X = validate_data(estimator, X, reset=True, dtype=FLOATS, ensure_min_samples=2)
+    target = check_target(estimator, X, y, X_target)
+    return (None, X) if target is None else (X, target)
+
+
+def check_rows(estimator, X):
+    """Rows to transport, in float64 or float32; not copied when they are either."""
+    return validate_data(estimator, X, reset=False, dtype=FLOATS)
+
+
+def check_target(estimator, X, y, X_target):
+    """Target rows: ``X_target`` if given, else a two-dimensional ``y``, else None."""
+    if X_target is None:
+        if y is None or _are_labels(X, y):
+            return None
+        target, name = y, "y"
+    else:
+        target, name = X_target, "X_target"
+    rows = check_array(
+        target, dtype=FLOATS, ensure_min_samples=2, estimator=estimator, input_name=name
+    )
+    try:
+        validate_data(estimator, target, reset=False, skip_check_array=True)
+    except ValueError as error:
+        raise ValueError(f"The target sample does not match X. {error}") from None
+    return rows
+
+
+def _are_labels(X, y):
+    """Whether ``y`` is one label per row, as pipelines pass along, and not a sample."""
+    y = check_array(
+        y, dtype=None, ensure_2d=False, allow_nd=True, ensure_all_finite=False, input_name="y"
+    )
+    if y.ndim == 2:
+        return False
+    if y.ndim != 1:
+        raise ValueError(
+            "y must be a target sample of shape (n_samples, n_features) or labels of shape "
+            f"(n_samples,). Got an array with {y.ndim} dimensions."
+        )
+    if len(y) != len(X):
+        raise ValueError(
+            f"One-dimensional y is taken for labels of X and must have its length {len(X)}. Got "
+            f"{len(y)} values. A target sample with one feature must be passed as "
+            "y.reshape(-1, 1)."
+        )
+    if X.shape[1] == 1 and y.dtype.kind == "f":
+        warnings.warn(
+            "One-dimensional y was taken for labels and ignored. If it is the target sample, "
+            "pass y.reshape(-1, 1).",
+            UserWarning,
+            stacklevel=2,
+        )
+    return True
+
+
+def check_weights(sample_weight, X):
+    """Weights of rows as float64 that sum to one; None stays None."""
+    if sample_weight is None:
+        return None
+    weights = check_array(
+        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+    )
+    if weights.shape != (len(X),):
+        raise ValueError(
+            f"sample_weight must have shape ({len(X)},), one weight per row of X. Got "
+            f"{weights.shape}."
+        )
+    if weights.min() < 0 or weights.sum() == 0:
+        raise ValueError(
+            "sample_weight must hold numbers of at least 0, not all of them 0. Got values "
+            f"between {weights.min()} and {weights.max()}."
+        )
+    return weights / weights.sum()
+
+
+def check_scale(frame):
+    """Refuse data whose variance overflows float64."""
+    if not np.isfinite(frame.scale):
+        raise ValueError(
+            "X and the target sample have values too large for their variance to be computed in "
+            "float64. Rescale the data, for instance with a StandardScaler."
+        )
+    return frame
+
+
+def check_combinations(estimator):
+    """Refuse parameters that are valid alone and not together."""
+    name = type(estimator).__name__
+    steps = estimator.n_integration_steps
+    if estimator.time == "discrete" and (
+        estimator.method != "euler" or steps not in (None, estimator.n_steps)
+    ):
+        raise ValueError(
+            f"time='discrete' of {name} learns the field at the times of n_steps="
+            f"{estimator.n_steps} Euler steps only, so that method must be 'euler' and "
+            f"n_integration_steps None or {estimator.n_steps}. Got method="
+            f"{estimator.method!r} and n_integration_steps={steps}. Use time='continuous'."
+        )
+    if estimator.early_stopping and estimator.n_flows < 2:
+        raise ValueError(
+            f"early_stopping=True of {name} holds out whole flows and needs n_flows of at least "
+            f"2. Got n_flows={estimator.n_flows}."
+        )
+
+
+def hidden_sizes(sizes):
+    """The 'hidden_layer_sizes' parameter as a tuple of ints."""
+    sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+    if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise ValueError(
+            "The 'hidden_layer_sizes' parameter must be a sequence of ints of at least 1. Got "
+            f"{sizes!r} instead."
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def resolve_device(device):
+    """The device that a parameter names, checked to be there; "auto" is CUDA when there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(
+            "The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:' followed by a "
+            f"number. Got {device!r} instead."
+        )
+    index = int(device.partition(":")[2] or 0)
+    if device != "cpu" and index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r} was asked for, but torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices here. Use device='auto' or 'cpu', or "
+            "install a torch build for your GPU."
+        )
+    return device
+
+
+def check_same_design(design, fitted):
+    """Refuse to continue training with another network than the fitted one."""
+    differences = [
+        f"{field}={new!r} (was {old!r})"
+        for field, new, old in zip(design._fields, design, fitted, strict=True)
+        if new != old
+    ]
+    if differences:
+        raise ValueError(
+            "warm_start=True continues with the network of the last fit, which must stay the "
+            f"same. Got {', '.join(differences)}. Set warm_start=False to start anew."
+        )
+
+
+@contextmanager
+def training_errors(estimator):
+    """Say what to do about a training that diverged."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise ValueError(
+            f"Training of {type(estimator).__name__} diverged: {error}. Lower "
+            f"learning_rate_init (got {estimator.learning_rate_init!r}), or rescale the data if "
+            "it holds extreme values."
+        ) from error
+
+
+def warn_inaccurate(estimator, radius):
+    """Warn of Sinkhorn solves that stopped early, and of a blur that float32 can't resolve.
+
+    ``radius`` is the largest distance of a particle to the centre, in units of `scale_`.
+    """
+    name, error = type(estimator).__name__, estimator.sinkhorn_error_
+    if error > estimator.sinkhorn_tol:  # False for NaN: the solver reports no error
+        warnings.warn(
+            f"Sinkhorn iterations of {name} did not converge: the marginal error of the worst "
+            f"solve is {error:.1e} instead of sinkhorn_tol={estimator.sinkhorn_tol:g}. Increase "
+            "sinkhorn_max_iter or blur, or accept a larger sinkhorn_tol.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    blur = estimator.blur_ / estimator.scale_
+    if (radius / blur) ** 2 > LARGEST_EXPONENT:
+        warnings.warn(
+            f"blur={blur:g} is too small for float32: rows lie up to {radius:.1f} scale_ from the "
+            "centre, and velocities there are inaccurate. Increase blur, or remove outliers.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,157 @@
+"""Storage for the kernels of Sinkhorn iterations: in memory, or recomputed by blocks of rows.
+
+A kernel has two methods. ``marginal`` is one Sinkhorn iteration seen from the columns (normalise
+the rows, sum the columns); ``project`` is the plan-weighted mean that each row sees. Dense and
+streamed storage do the same computation; :func:`fits` chooses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+LOG2_E = math.log2(math.e)  # exponentials are taken in base 2: up to 3 times faster on CPU
+EXPONENT_FLOOR = -86.0  # 2**-86 = 1e-26: denormal numbers below would slow everything 7 to 10 times
+STREAM_BLOCK = 2**18  # entries of a kernel that are in memory at a time when it is streamed
+ABSORPTION = 30.0  # logarithm of a scaling above which it moves into the stored kernel
+
+
+class DenseKernel:
+    """Rows of the plan up to normalisation, stored; an iteration is two vector-matrix products."""
+
+    def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
+        self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
+        self._store(torch.zeros_like(bias))
+
+    def _store(self, offset: Tensor) -> None:
+        self.offset = offset
+        keys = with_column(self.k, self.bias + offset)
+        self.entries = _exponentials(self.q, keys, self.buffer)
+
+    def _factors(self, h: Tensor) -> Tensor:
+        if float((h - self.offset).abs().max()) > ABSORPTION:  # before the exponential overflows
+            self._store(h)
+        return (h - self.offset).exp()
+
+    def marginal(self, h: Tensor) -> Tensor:
+        """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
+        v = self._factors(h)
+        rows = torch.bmm(v[:, None], self.entries.mT)
+        return v * torch.bmm(self.a[:, None] / rows, self.entries)[:, 0]
+
+    def project(self, h: Tensor, y: Tensor) -> Tensor:
+        """Plan-weighted mean of ``y`` seen from each row."""
+        v = self._factors(h)[..., None]
+        weighted = torch.bmm(self.entries, torch.cat([y * v, v], -1))
+        return weighted[..., :-1] / weighted[..., -1:]
+
+
+class StreamedKernel:
+    """The same two methods with blocks of rows recomputed at each pass: memory O(n + m)."""
+
+    def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
+        self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
+
+    def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        keys = with_column(self.k, self.bias + h)
+        for block in row_blocks(self.q, self.k):
+            yield block, _exponentials(self.q[:, block], keys, self.buffer)
+
+    def marginal(self, h: Tensor) -> Tensor:
+        """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
+        total = torch.zeros_like(h)
+        for block, entries in self._blocks(h):
+            total += torch.bmm((self.a[:, block] / entries.sum(-1))[:, None], entries)[:, 0]
+        return total
+
+    def project(self, h: Tensor, y: Tensor) -> Tensor:
+        """Plan-weighted mean of ``y`` seen from each row."""
+        out = [torch.bmm(e, y).div_(e.sum(-1, keepdim=True)) for _, e in self._blocks(h)]
+        return torch.cat(out, 1)
+
+
+class DenseSelfPlan:
+    """The plan of a cloud with itself, stored: symmetric, entries at most about 1."""
+
+    def __init__(self, q: Tensor, bias: Tensor, buffer: Tensor) -> None:
+        self.entries = _symmetric_exponentials(q, bias, slice(None), buffer)
+
+    def marginal(self, u: Tensor) -> Tensor:
+        """Row sums of the plan scaled by ``u`` on both sides."""
+        return u * torch.bmm(u[:, None], self.entries)[:, 0]
+
+    def project(self, u: Tensor, x: Tensor) -> Tensor:
+        """Plan-weighted mean of ``x`` seen from each of its points."""
+        weighted = torch.bmm(self.entries, torch.cat([x * u[..., None], u[..., None]], -1))
+        return weighted[..., :-1] / weighted[..., -1:]
+
+
+class StreamedSelfPlan:
+    """The same two methods with blocks of rows recomputed at each pass."""
+
+    def __init__(self, q: Tensor, bias: Tensor, buffer: Tensor) -> None:
+        self.q, self.bias, self.buffer = q, bias, buffer
+
+    def _blocks(self, u: Tensor) -> Iterator[Tensor]:
+        bias = self.bias + u.log()
+        for block in row_blocks(self.q, self.q):
+            yield _symmetric_exponentials(self.q, bias, block, self.buffer)
+
+    def marginal(self, u: Tensor) -> Tensor:
+        """Row sums of the plan scaled by ``u`` on both sides."""
+        return torch.cat([e.sum(-1) for e in self._blocks(u)], 1)
+
+    def project(self, u: Tensor, x: Tensor) -> Tensor:
+        """Plan-weighted mean of ``x`` seen from each of its points."""
+        out = [torch.bmm(e, x).div_(e.sum(-1, keepdim=True)) for e in self._blocks(u)]
+        return torch.cat(out, 1)
+
+
+def with_ones(q: Tensor) -> Tensor:
+    """Append a coordinate 1 to each point."""
+    return torch.cat([q, torch.ones_like(q[..., :1])], -1)
+
+
+def with_column(k: Tensor, column: Tensor) -> Tensor:
+    """Append a coordinate to each point, from values of shape (B, n)."""
+    return torch.cat([k, column[..., None]], -1)
+
+
+def _scores(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
+    """``log2(e) <q_i, k_j>``, written into ``buffer``."""
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    return torch.bmm(q, (LOG2_E * k).mT, out=buffer[: math.prod(shape)].view(shape))
+
+
+def _exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
+    """``exp(<q_i, k_j> - max_j <q_i, k_j>)``, written into ``buffer``."""
+    scores = _scores(q, k, buffer)
+    return scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=EXPONENT_FLOOR).exp2_()
+
+
+def _symmetric_exponentials(q: Tensor, bias: Tensor, rows: slice, buffer: Tensor) -> Tensor:
+    """``exp(<q_i, q_j> + bias_i + bias_j)`` for some rows, written into ``buffer``."""
+    queries = with_column(with_ones(q[:, rows]), bias[:, rows])
+    keys = with_ones(with_column(q, bias))
+    return _scores(queries, keys, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
+
+
+def row_blocks(x: Tensor, y: Tensor) -> list[slice]:
+    """Cut the rows of a kernel into blocks of about ``STREAM_BLOCK`` entries."""
+    # A wide product needs rows to amortise the reading of its keys.
+    rows = max(32, min(x.shape[2], 256), STREAM_BLOCK // (x.shape[0] * y.shape[1]))
+    return [slice(start, start + rows) for start in range(0, x.shape[1], rows)]
+
+
+def fits(x: Tensor, y: Tensor, max_bytes: int) -> bool:
+    """Tell whether the kernel of a batch may be stored."""
+    return x.shape[0] * x.shape[1] * y.shape[1] * x.element_size() <= max_bytes
+
+
+def kernel_buffer(x: Tensor, y: Tensor, max_bytes: int) -> Tensor:
+    """Memory for the stored kernel, or for one block of rows where it does not fit."""
+    rows = x.shape[1] if fits(x, y, max_bytes) else row_blocks(x, y)[0].stop
+    return x.new_empty(x.shape[0] * rows * y.shape[1])

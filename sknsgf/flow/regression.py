@@ -1,0 +1,149 @@
+"""Least-squares training of a network on drawn batches. Knows nothing of flows."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+Batch = tuple[Tensor, Tensor, Tensor]  # points (n, d), times (n,), targets (n, d)
+SCHEDULES = ("cosine", "constant")
+CHECK_EVERY = 100  # iterations between two looks at the losses (each look waits for the device)
+
+
+class DivergenceError(ValueError):
+    """The loss is no longer a finite number."""
+
+
+class Regression(NamedTuple):
+    """What :func:`fit_regression` returns.
+
+    Attributes
+    ----------
+    network : nn.Module
+        The averaged network, or the best one on held-out data.
+    losses : list of float
+        Mean squared error of the batch at each iteration.
+    validation_losses : list of float
+        Mean squared error on the held-out data, every ``CHECK_EVERY`` iterations.
+    """
+
+    network: nn.Module
+    losses: list[float]
+    validation_losses: list[float]
+
+
+def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
+    """Mean over rows and features of the squared difference to the targets."""
+    x, t, target = batch
+    return (network(x, t) - target).square().mean()
+
+
+def fit_regression(
+    network: nn.Module,
+    draw: Callable[[], Batch],
+    *,
+    n_iterations: int,
+    learning_rate: float = 4e-3,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.999,
+    validation: Batch | None = None,
+    tol: float = 1e-4,
+    n_iter_no_change: int = 10,
+    on_iteration: Callable[[int], None] | None = None,
+) -> Regression:
+    """Train ``network`` in place by AdamW on the mean squared error, and return its average.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Called as ``network(x, t)``; its parameters live on the device of the batches.
+    draw : callable () -> (x, t, target)
+        Gives the next batch.
+    n_iterations : int
+        Number of gradient steps, at most.
+    learning_rate : float, default=4e-3
+        Step size of AdamW at the start.
+    schedule : {"cosine", "constant"}, default="cosine"
+        "cosine" lets the learning rate fall to zero over ``n_iterations``.
+    weight_decay : float, default=0.0
+        Decoupled weight decay.
+    ema_decay : float, default=0.999
+        Decay of the exponential moving average of the weights; 0 returns the last weights.
+    validation : (x, t, target), default=None
+        Held-out data. With it, training stops once ``n_iter_no_change`` checks in a row did not
+        lower its loss by a share ``tol``, and the best network is returned.
+    tol, n_iter_no_change
+        See ``validation``.
+    on_iteration : callable (iteration), default=None
+        Called after each gradient step.
+
+    Returns
+    -------
+    Regression
+
+    Raises
+    ------
+    DivergenceError
+        When a loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
+    average = AveragedModel(network, avg_fn=_moving_average(ema_decay))
+    losses: list[Tensor] = []
+    validation_losses: list[float] = []
+    best, best_loss, n_bad = None, math.inf, 0
+    network.train()
+    for iteration in range(1, n_iterations + 1):
+        if schedule == "cosine":
+            rate = learning_rate * (1 + math.cos(math.pi * (iteration - 1) / n_iterations)) / 2
+            optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = mean_squared_error(network, draw())
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(network)
+        losses.append(loss.detach())
+        if on_iteration is not None:
+            on_iteration(iteration)
+        if iteration % CHECK_EVERY and iteration < n_iterations:
+            continue
+        _check_finite(losses, iteration)
+        if validation is None:
+            continue
+        held_out = _evaluate(average.module, validation)
+        validation_losses.append(held_out)
+        n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
+        if held_out < best_loss:
+            best, best_loss = copy.deepcopy(average.module), held_out
+        if n_bad >= n_iter_no_change:
+            break
+    chosen = average.module if best is None else best
+    return Regression(chosen.eval(), torch.stack(losses).tolist(), validation_losses)
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Exponential moving average whose memory grows with the iterations, up to ``decay``."""
+
+    def update(average: Tensor, current: Tensor, n_averaged: Tensor) -> Tensor:
+        n = int(n_averaged)
+        return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def _check_finite(losses: list[Tensor], iteration: int) -> None:
+    if not bool(torch.stack(losses[-CHECK_EVERY:]).isfinite().all()):
+        raise DivergenceError(f"the loss is not finite after {iteration} iterations")
+
+
+@torch.no_grad()
+def _evaluate(network: nn.Module, batch: Batch) -> float:
+    return float(mean_squared_error(network, batch))

@@ -1,0 +1,483 @@
+r"""Entropic optimal transport between clouds of points: potentials, projections, velocity.
+
+Conventions, the same everywhere in this library: the cost is :math:`|x - y|^2 / 2`, the
+temperature :math:`\varepsilon = \mathrm{blur}^2`. Clouds come in batches of independent problems:
+particles ``x`` of shape (B, n, d) with weights ``a`` (B, n), target ``y`` (B, m, d) with weights
+``b`` (B, m).
+
+The transport plan is
+
+.. math:: P_{ij} = a_i b_j \exp\big((f_i + g_j - |x_i - y_j|^2 / 2) / \varepsilon\big).
+
+Row ``i`` is, up to its normalisation, ``exp(<x_i, y_j>/eps + bias_j)`` with
+``bias_j = (g_j - |y_j|^2/2)/eps + log b_j``: the potential ``g`` alone describes the plan. So it is
+the state of the iteration, ``f`` is the log-normaliser of a row, and both extend to points that
+were not in the cloud (:func:`extend_potential`, :func:`barycentric_projection`).
+
+Accuracy in float32: exponents carry an error of about ``6e-8 (R / blur)**2`` for clouds of radius
+R.
+
+References
+----------
+Feydy et al., "Interpolating between optimal transport and MMD using Sinkhorn divergences",
+AISTATS 2019.
+Janati et al., "Entropic optimal transport between unbalanced Gaussian measures has a closed form",
+NeurIPS 2020.
+Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 2011.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sknsgf.flow.kernels import (
+    DenseKernel,
+    DenseSelfPlan,
+    StreamedKernel,
+    StreamedSelfPlan,
+    fits,
+    kernel_buffer,
+    row_blocks,
+    with_column,
+    with_ones,
+)
+
+SMALLEST_MASS = 1e-30
+MAX_DENSE_BYTES = 2**29  # above, a kernel is streamed instead of stored
+CACHE_BYTES = 2**22  # problems are solved together while their kernels fit in here (CPU)
+ANNEALING_START = 0.1  # first temperature, as a share of the clouds' squared radii
+ANNEALING_FACTOR = 4.0
+ANNEALING_ITERATIONS = 2
+ANDERSON_MEMORY = 5
+RESTART_GROWTH = 4.0
+MAX_LOG_STEP = 8.0
+SELF_RELAXATION = 0.6
+
+
+class Potential(NamedTuple):
+    """A dual potential with what its solve reports.
+
+    Attributes
+    ----------
+    potential : Tensor of shape (B, m)
+        Values on the cloud, in units of length squared.
+    error : Tensor of shape (B,)
+        L1 distance between the marginal of the plan and the weights (between 0 and 2).
+    n_iterations : int
+        Sinkhorn iterations spent, annealing included.
+    """
+
+    potential: Tensor
+    error: Tensor
+    n_iterations: int
+
+
+class SinkhornState(NamedTuple):
+    """Potentials on the target and on the particles to start from; None is a cold start."""
+
+    target: Tensor | None
+    self: Tensor | None
+
+    def after_step(self, step_size: float) -> SinkhornState:
+        """State to start from once the particles moved by ``step_size`` times their velocity.
+
+        The remaining displacement has shrunk by ``1 - step_size``, and so has the target potential:
+        exact for unregularised transport.
+        """
+        target = None if self.target is None else (1 - step_size) * self.target
+        return SinkhornState(target, self.self)
+
+
+class SinkhornVelocity(NamedTuple):
+    """The velocity of a Sinkhorn flow with what its solve reports.
+
+    Attributes
+    ----------
+    velocity : Tensor of shape (B, n, d)
+        ``T_xy(x) - T_xx(x)``, a displacement: length per unit of flow time.
+    state : SinkhornState or None
+        Start of the next solve (None from solvers that keep none).
+    error : Tensor of shape (B,)
+        The larger of the two marginal errors.
+    n_iterations : int
+        Iterations of both solves, the largest over the batch's chunks.
+    """
+
+    velocity: Tensor
+    state: SinkhornState | None
+    error: Tensor
+    n_iterations: int
+
+
+def _half_square_norm(cloud: Tensor) -> Tensor:
+    return cloud.square().sum(-1) / 2
+
+
+def _log_weights(weights: Tensor) -> Tensor:
+    return weights.clamp_min(SMALLEST_MASS).log()
+
+
+def _log_ratio(wanted: Tensor, got: Tensor) -> Tensor:
+    """``log(wanted / got)``; a point without weight has nothing to correct."""
+    ratio = (wanted.clamp_min(SMALLEST_MASS) / got.clamp_min(SMALLEST_MASS)).log()
+    return torch.where(wanted > 0, ratio, torch.zeros_like(ratio))
+
+
+def _zero_mean(values: Tensor, weights: Tensor) -> Tensor:
+    return values - (values * weights).sum(-1, keepdim=True)
+
+
+class _Anderson:
+    """Type-II Anderson mixing of the fixed points ``h <- h + r(h)`` of a batch of problems."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights[:, None]
+        self.steps: list[Tensor] = []
+        self.changes: list[Tensor] = []
+        self.previous: tuple[Tensor, Tensor] | None = None
+
+    def forget(self, problems: Tensor) -> None:
+        """Restart some problems (boolean mask): without history the next step is a plain one."""
+        keep = (~problems).to(self.weights.dtype)[:, None]
+        self.steps = [keep * step for step in self.steps]
+        self.changes = [keep * change for change in self.changes]
+
+    def next(self, h: Tensor, r: Tensor) -> Tensor:
+        if self.previous is not None:
+            step, change = h - self.previous[0], r - self.previous[1]
+            self.steps = [*self.steps, step + change][-ANDERSON_MEMORY:]
+            self.changes = [*self.changes, change][-ANDERSON_MEMORY:]
+        self.previous = h, r
+        if not self.steps:
+            return h + r
+        changes = torch.stack(self.changes, 1)
+        weighted = changes * self.weights
+        normal = weighted @ changes.mT
+        normal.diagonal(dim1=1, dim2=2).mul_(1 + 1e-6).add_(SMALLEST_MASS)
+        mix = torch.linalg.solve_ex(normal, weighted @ r[..., None])[0]
+        return h + r - (torch.stack(self.steps, 1) * mix).sum(1)
+
+
+class _CrossProblem:
+    """Clouds ``x`` and ``y``, centred, with the storage for their kernel at any temperature."""
+
+    def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, max_bytes: int) -> None:
+        self.x, self.y, self.a, self.b = x, y, a, b
+        self.yy = _half_square_norm(y)
+        self.storage = DenseKernel if fits(x, y, max_bytes) else StreamedKernel
+        self.buffer = kernel_buffer(x, y, max_bytes)
+
+    def kernel(self, g: Tensor, eps: Tensor) -> DenseKernel | StreamedKernel:
+        """Build the kernel at the potential ``g``; ``eps`` has shape (B, 1)."""
+        scale = eps.rsqrt()[..., None]
+        bias = (g - self.yy) / eps + _log_weights(self.b)
+        return self.storage(self.x * scale, self.y * scale, bias, self.a, self.buffer)
+
+    def normal_start(self, eps: Tensor) -> Tensor:
+        """Potential in closed form if both clouds were isotropic normal laws (Janati et al. 2020).
+
+        There E[x | y] = mean_x + h y with
+        ``h = (sqrt(var_x var_y + eps^2/4) - eps/2) / var_y``, and grad g(y) = y - E[x | y].
+        """
+        d = self.y.shape[-1]
+        mean_x = _weighted_mean(self.x, self.a)
+        var_x = (self.a * (self.x - mean_x).square().sum(-1)).sum(-1, keepdim=True) / d
+        var_y = (self.b * 2 * self.yy).sum(-1, keepdim=True) / d
+        h = ((var_x * var_y + eps**2 / 4).sqrt() - eps / 2) / var_y.clamp_min(SMALLEST_MASS)
+        linear = torch.bmm(mean_x, self.y.mT)[:, 0]
+        return _zero_mean((1 - h) * self.yy - linear, self.b)
+
+    def anneal(self, eps: Tensor) -> tuple[Tensor, int]:
+        """Start for a cold solve: from normal laws, a few iterations at falling temperatures."""
+        spread = (self.a * (2 * _half_square_norm(self.x))).sum(-1) + (self.b * 2 * self.yy).sum(-1)
+        ratio = (ANNEALING_START * spread[:, None] / eps).clamp_min(1)
+        n_levels = math.ceil(math.log(float(ratio.max()), ANNEALING_FACTOR))
+        g = self.normal_start(eps * ratio)
+        for level in range(n_levels):
+            temperature = eps * ratio ** (1 - level / n_levels)
+            kernel = self.kernel(g, temperature)
+            h = torch.zeros_like(g)
+            for _ in range(ANNEALING_ITERATIONS):
+                h = h + _log_ratio(self.b, kernel.marginal(h))
+            g = _zero_mean(g + temperature * h, self.b)
+        return g, n_levels * ANNEALING_ITERATIONS
+
+    def solve(
+        self, g: Tensor | None, eps: Tensor, tol: float, max_iter: int
+    ) -> tuple[Potential, Tensor]:
+        """Return the converged potential and the barycentric projection of ``x``."""
+        n_annealing = 0
+        if g is None:
+            g, n_annealing = self.anneal(eps)
+        kernel = self.kernel(g, eps)
+        h = torch.zeros_like(g)
+        anderson = _Anderson(self.b)
+        best = torch.full_like(g[:, 0], torch.inf)
+        for iteration in range(1, max_iter + 1):
+            marginal = kernel.marginal(h)
+            error = (marginal - self.b).abs().sum(-1)
+            if iteration == max_iter or float(error.max()) < tol:
+                break
+            worse = error > RESTART_GROWTH * best
+            if bool(worse.any()):
+                anderson.forget(worse)
+            best = torch.where(worse, error, torch.minimum(best, error))
+            residual = _zero_mean(_log_ratio(self.b, marginal), self.b)
+            h = anderson.next(h, residual.clamp(-MAX_LOG_STEP, MAX_LOG_STEP))
+        g = _zero_mean(g + eps * h, self.b)
+        return Potential(g, error, n_annealing + iteration), kernel.project(h, self.y)
+
+
+def _solve_self(
+    x: Tensor, a: Tensor, f: Tensor | None, eps: Tensor, tol: float, max_iter: int, max_bytes: int
+) -> tuple[Potential, Tensor]:
+    """Solve the symmetric problem by a relaxed fixed point, which contracts at any temperature."""
+    log_a = _log_weights(a)
+    if f is None:
+        f = -eps / 4 * log_a  # half way between eps = 0 and eps = infinity
+    storage = DenseSelfPlan if fits(x, x, max_bytes) else StreamedSelfPlan
+    bias = (f - _half_square_norm(x)) / eps + log_a
+    plan = storage(x * eps.rsqrt()[..., None], bias, kernel_buffer(x, x, max_bytes))
+    u = torch.ones_like(a)
+    for iteration in range(1, max_iter + 1):  # noqa: B007
+        marginal = plan.marginal(u)
+        error = (marginal - a).abs().sum(-1)
+        u = u * (SELF_RELAXATION * _log_ratio(a, marginal)).exp()
+        if float(error.max()) < tol:
+            break
+    f, mean = f + eps * u.log(), plan.project(u, x)
+    if bool((a == 0).any()):  # rows without mass were not solved for: extend the others' potential
+        blur = float(eps[0, 0]) ** 0.5
+        f = extend_potential(x, x, f, a, blur=blur)
+        mean = barycentric_projection(x, x, f, a, blur=blur)
+    return Potential(f, error, iteration), mean
+
+
+def cross_potential(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    blur: float,
+    init: Tensor | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    max_bytes: int = MAX_DENSE_BYTES,
+) -> Potential:
+    """Target potential ``g`` of the transport from ``x`` to ``y``; its weighted mean is zero.
+
+    Parameters
+    ----------
+    x : Tensor of shape (B, n, d)
+        Particles.
+    y : Tensor of shape (B, m, d)
+        Target points, same dtype and device.
+    a, b : Tensor of shape (B, n) and (B, m), default=None
+        Weights that sum to one; None means equal weights.
+    blur : float
+        Square root of the temperature, in units of length.
+    init : Tensor of shape (B, m), default=None
+        Potential to start from; None anneals the temperature down from the clouds' diameter.
+    tol : float, default=1e-3
+        The solve stops once the L1 error of every problem's marginal is below.
+    max_iter : int, default=200
+        Bound on the iterations at the final temperature.
+    max_bytes : int, default=2**29
+        The kernel is stored while it fits in this memory, else recomputed by blocks of rows.
+
+    Returns
+    -------
+    Potential
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.sinkhorn import cross_potential
+    >>> x, y = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
+    >>> cross_potential(x, y, blur=0.5).potential
+    tensor([[0.]])
+    """
+    a, b = _weights(x, a), _weights(y, b)
+    center = _weighted_mean(y, b)
+    problem = _CrossProblem(x - center, y - center, a, b, max_bytes)
+    return problem.solve(init, _temperature(y, blur), tol, max_iter)[0]
+
+
+def self_potential(
+    x: Tensor,
+    a: Tensor | None = None,
+    *,
+    blur: float,
+    init: Tensor | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    max_bytes: int = MAX_DENSE_BYTES,
+) -> Potential:
+    """Symmetric potential of the transport of a cloud to itself.
+
+    The parameters are those of :func:`cross_potential`.
+
+    Returns
+    -------
+    Potential
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.sinkhorn import self_potential
+    >>> x = torch.tensor([[[0.0], [100.0]]])  # far apart: f = -eps/2 log(1/2)
+    >>> self_potential(x, blur=1.0, tol=1e-6).potential
+    tensor([[0.3465, 0.3465]])
+    """
+    a = _weights(x, a)
+    x = x - _weighted_mean(x, a)
+    return _solve_self(x, a, init, _temperature(x, blur), tol, max_iter, max_bytes)[0]
+
+
+def extend_potential(
+    query: Tensor, y: Tensor, g: Tensor, b: Tensor | None = None, *, blur: float
+) -> Tensor:
+    """Potential at points that need not belong to a cloud, from the potential on the other cloud.
+
+    ``f(x) = -eps log sum_j b_j exp((g_j - |x - y_j|^2 / 2) / eps)``, computed by blocks of rows.
+
+    Parameters
+    ----------
+    query : Tensor of shape (B, q, d)
+        Where to evaluate.
+    y : Tensor of shape (B, m, d)
+        Cloud that carries the known potential.
+    g : Tensor of shape (B, m)
+        Its potential, as :func:`cross_potential` or :func:`self_potential` give it.
+    b : Tensor of shape (B, m), default=None
+        Its weights; None means equal weights.
+    blur : float
+        The blur that ``g`` was solved with.
+
+    Returns
+    -------
+    Tensor of shape (B, q)
+    """
+    query, keys, eps = _extension(query, y, g, b, blur)
+    rows = [torch.logsumexp(query[:, block] @ keys.mT, -1) for block in row_blocks(query, keys)]
+    norm = _half_square_norm(query[..., :-1])  # of the scaled query: already divided by eps
+    return eps * (norm - torch.cat(rows, 1))
+
+
+def barycentric_projection(
+    query: Tensor, y: Tensor, g: Tensor, b: Tensor | None = None, *, blur: float
+) -> Tensor:
+    """Plan-weighted mean of ``y`` seen from each query point: it minus the gradient of ``f``.
+
+    The parameters are those of :func:`extend_potential`; new points are welcome.
+
+    Returns
+    -------
+    Tensor of shape (B, q, d)
+    """
+    center = y.mean(1, keepdim=True)
+    query, keys, _ = _extension(query, y, g, b, blur)
+    out = [
+        torch.softmax(query[:, block] @ keys.mT, -1) @ (y - center)
+        for block in row_blocks(query, keys)
+    ]
+    return torch.cat(out, 1) + center
+
+
+def sinkhorn_velocity(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    blur: float,
+    state: SinkhornState | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    max_bytes: int = MAX_DENSE_BYTES,
+) -> SinkhornVelocity:
+    """Velocity of the gradient flow of the Sinkhorn divergence from the particles to the target.
+
+    ``v(x_i) = T_xy(x_i) - T_xx(x_i)``: minus the gradient of the Sinkhorn divergence at ``x_i``,
+    per unit of mass (Feydy et al. 2019). Both projections come from potentials; no autograd.
+
+    Parameters
+    ----------
+    x, y, a, b, blur, tol, max_iter, max_bytes
+        As in :func:`cross_potential`; the self-problem is solved to ``tol / 3``.
+    state : SinkhornState, default=None
+        Start of both solves, from an earlier call on the same target:
+        ``state.after_step(step_size)``.
+
+    Returns
+    -------
+    SinkhornVelocity
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.sinkhorn import sinkhorn_velocity
+    >>> x = torch.randn(1, 50, 2, generator=torch.Generator().manual_seed(0))
+    >>> shift = torch.tensor([3.0, -1.0])
+    >>> v = sinkhorn_velocity(x, x + shift, blur=0.5, tol=1e-5).velocity
+    >>> bool(torch.allclose(v, shift.expand_as(v), atol=1e-3))
+    True
+    """
+    a, b = _weights(x, a), _weights(y, b)
+    results = []
+    for chunk in _problem_chunks(x, y, max_bytes):
+        start = None if state is None else SinkhornState(*(_rows(s, chunk) for s in state))
+        solved = _solve_velocity(
+            x[chunk], y[chunk], a[chunk], b[chunk], blur, start, tol, max_iter, max_bytes
+        )
+        results.append(solved)
+    velocity, target, own, error, iterations = zip(*results, strict=True)
+    state = SinkhornState(torch.cat(target), torch.cat(own))
+    return SinkhornVelocity(torch.cat(velocity), state, torch.cat(error), max(iterations))
+
+
+def _solve_velocity(x, y, a, b, blur, state, tol, max_iter, max_bytes):
+    center, eps = _weighted_mean(y, b), _temperature(y, blur)
+    x, y = x - center, y - center
+    g, f = (None, None) if state is None else state
+    own, own_mean = _solve_self(x, a, f, eps, tol / 3, max_iter, max_bytes)
+    cross, target_mean = _CrossProblem(x, y, a, b, max_bytes).solve(g, eps, tol, max_iter)
+    error = torch.maximum(own.error, cross.error)
+    n_iterations = own.n_iterations + cross.n_iterations
+    return target_mean - own_mean, cross.potential, own.potential, error, n_iterations
+
+
+def _rows(potential: Tensor | None, chunk: slice) -> Tensor | None:
+    return None if potential is None else potential[chunk]
+
+
+def _problem_chunks(x: Tensor, y: Tensor, max_bytes: int) -> list[slice]:
+    """Problems solved together: as many as keep their kernels in the cache (CPU) or the budget."""
+    one = x.shape[1] * max(x.shape[1], y.shape[1]) * x.element_size()
+    size = max(1, (CACHE_BYTES if x.device.type == "cpu" else max_bytes) // one)
+    return [slice(start, start + size) for start in range(0, x.shape[0], size)]
+
+
+def _weights(cloud: Tensor, weights: Tensor | None) -> Tensor:
+    return cloud.new_full(cloud.shape[:2], 1 / cloud.shape[1]) if weights is None else weights
+
+
+def _weighted_mean(cloud: Tensor, weights: Tensor) -> Tensor:
+    return torch.bmm(weights[:, None], cloud)
+
+
+def _temperature(cloud: Tensor, blur: float) -> Tensor:
+    return cloud.new_full((cloud.shape[0], 1), blur**2)
+
+
+def _extension(query, y, g, b, blur):
+    """Augmented queries and keys whose products are the exponents of the rows at new points."""
+    center = y.mean(1, keepdim=True)
+    eps, y = blur**2, y - center
+    bias = (g - _half_square_norm(y)) / eps + _weights(y, b).log()
+    return with_ones((query - center) / blur), with_column(y / blur, bias), eps

@@ -1,0 +1,159 @@
+"""Simulated particle trajectories of the Sinkhorn flow, and the pool that regression draws from.
+
+Flow time ``t`` runs from 0 to 1 in ``n_steps`` equal intervals: after ``k`` steps of the particle
+scheme ``X <- X + step_size v(X)`` a particle is at time ``k / n_steps``, and between two steps it
+moves in a straight line. So the velocity per unit of flow time is ``n_steps (X_{k+1} - X_k)``
+whatever the step sizes, and positions are all that has to be stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sknsgf.flow.sinkhorn import SinkhornVelocity
+
+TIMES = ("continuous", "discrete")
+
+
+class Flow(NamedTuple):
+    """One batch of simulated minibatch flows.
+
+    Attributes
+    ----------
+    positions : Tensor of shape (B * n, n_steps + 1, d)
+        Where every particle was before the first and after each step.
+    error : float
+        Largest marginal error of the solves (NaN where the solver reports none).
+    """
+
+    positions: Tensor
+    error: float
+
+
+def flow_step_sizes(n_steps: int, step_size: float | str) -> list[float]:
+    """Step sizes of the particle scheme.
+
+    ``"auto"`` gives ``1 / (n_steps - k)``: particles keep their speed and the last step, of size
+    1, ends at the (debiased) barycentres of the target. A number gives equal steps, after which a
+    share ``(1 - step_size) ** n_steps`` of the way is left when the blur is small.
+
+    Examples
+    --------
+    >>> from sknsgf.flow.trajectories import flow_step_sizes
+    >>> flow_step_sizes(4, "auto")
+    [0.25, 0.3333333333333333, 0.5, 1.0]
+    """
+    if step_size == "auto":
+        return [1 / (n_steps - k) for k in range(n_steps)]
+    return [step_size] * n_steps
+
+
+def simulate_flow(
+    x: Tensor,
+    y: Tensor,
+    velocity: Callable[..., SinkhornVelocity],
+    step_sizes: Sequence[float],
+) -> Flow:
+    """Move a batch of particle clouds to their target minibatches along the Sinkhorn flow.
+
+    Parameters
+    ----------
+    x : Tensor of shape (B, n, d)
+        Particles at time 0. Each cloud is its own self term at every step: the exact gradient of
+        the empirical divergence.
+    y : Tensor of shape (B, m, d)
+        Targets, the same along the whole flow.
+    velocity : callable (x, y, *, state) -> SinkhornVelocity
+        One of the solvers with its options bound.
+    step_sizes : sequence of float
+        See :func:`flow_step_sizes`.
+
+    Returns
+    -------
+    Flow
+    """
+    state = None
+    positions, errors = [x], []
+    for step_size in step_sizes:
+        solved = velocity(x, y, state=state)
+        x = x + step_size * solved.velocity
+        state = None if solved.state is None else solved.state.after_step(step_size)
+        positions.append(x)
+        errors.append(float(solved.error.max()))
+    return Flow(torch.stack(positions, 2).flatten(0, 1), max(errors))
+
+
+class TrajectoryPool:
+    """Positions of many simulated particles, drawn as regression data.
+
+    Parameters
+    ----------
+    positions : Tensor of shape (n_trajectories, n_steps + 1, d)
+        Positions of each particle at times ``k / n_steps``; kept, not copied.
+    time : {"continuous", "discrete"}, default="continuous"
+        Whether times are drawn from the interval [0, 1), with positions interpolated between two
+        steps, or from the grid ``k / n_steps``.
+    target : {"velocity", "endpoint"}, default="velocity"
+        What the network learns: the velocity ``u`` per unit of flow time, or the point
+        ``x + (1 - t) u`` where this velocity leads to at time 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.trajectories import TrajectoryPool
+    >>> pool = TrajectoryPool(torch.tensor([[[0.0], [1.0], [3.0]]]), time="discrete")
+    >>> x, t, u = pool.draw(4, torch.Generator().manual_seed(0))
+    >>> sorted(zip(t.tolist(), x.flatten().tolist(), u.flatten().tolist()))
+    [(0.0, 0.0, 2.0), (0.0, 0.0, 2.0), (0.5, 1.0, 4.0), (0.5, 1.0, 4.0)]
+    """
+
+    def __init__(
+        self, positions: Tensor, *, time: str = "continuous", target: str = "velocity"
+    ) -> None:
+        self.positions, self.time, self.target = positions, time, target
+        self._epoch = positions.new_empty(0, dtype=torch.int64)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of simulated steps."""
+        return self.positions.shape[1] - 1
+
+    def __len__(self) -> int:
+        """Count the trajectories."""
+        return len(self.positions)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw points, times and targets of shapes (n, d), (n,) and (n, d).
+
+        Trajectories come in epochs without replacement and times are stratified: the same law as
+        independent draws, with less noise in the gradient.
+        """
+        rows = self._next_rows(n, generator)
+        t = self._stratified_times(n, generator)
+        step = (t * self.n_steps).long().clamp_(max=self.n_steps - 1)
+        if self.time == "discrete":
+            t = step / self.n_steps
+        here = self.positions[rows, step]
+        move = self.positions[rows, step + 1] - here
+        x = here + (t * self.n_steps - step)[:, None] * move
+        velocity = self.n_steps * move
+        if self.target == "endpoint":
+            return x, t, x + (1 - t)[:, None] * velocity
+        return x, t, velocity
+
+    def _next_rows(self, n: int, generator: torch.Generator) -> Tensor:
+        while len(self._epoch) < n:
+            fresh = torch.randperm(len(self), generator=generator, device=generator.device)
+            self._epoch = torch.cat([self._epoch, fresh.to(self._epoch.device)])
+        rows, self._epoch = self._epoch[:n], self._epoch[n:]
+        return rows
+
+    def _stratified_times(self, n: int, generator: torch.Generator) -> Tensor:
+        kind = {"generator": generator, "device": generator.device}
+        strata = torch.randperm(n, **kind)
+        within = torch.rand(n, dtype=torch.float64, **kind)
+        return ((strata + within) / n).to(self.positions)
