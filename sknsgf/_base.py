@@ -25,7 +25,8 @@ from sknsgf._validation import (
 )
 from sknsgf.metrics import sinkhorn_divergence
 
-CHUNK_ROWS = 2**14  # rows transported at a time: bounds the memory of the network's layers
+# Rows transported at a time: bounds the memory of the network's layers, which the cache should hold.
+CPU_CHUNK, CUDA_CHUNK = 2**12, 2**18
 SCORE_ROWS = 4_096  # rows of each sample that a score compares
 
 
@@ -187,5 +188,6 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
                 points = flow(frame.to_tensor(X[chunk], device, dtype))
             return frame.to_array(points, X.dtype)
 
-        chunks = gen_batches(len(X), CHUNK_ROWS)
+        size = CPU_CHUNK if device == "cpu" else CUDA_CHUNK
+        chunks = gen_batches(len(X), size)
         return np.concatenate(thread_map(transport, chunks, self.n_jobs), axis=-2)

@@ -33,7 +33,15 @@ class VelocityMLP(nn.Module):
     activation : str
         One of ``ACTIVATIONS``.
     generator : torch.Generator
-        Source of the initial weights (He et al. 2015, uniform).
+        Source of the initial weights (He et al. 2015, uniform), on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.networks import VelocityMLP
+    >>> network = VelocityMLP(2, (16, 16), "silu", torch.Generator().manual_seed(0))
+    >>> network(torch.zeros(5, 2), torch.zeros(5)).shape
+    torch.Size([5, 2])
     """
 
     def __init__(
@@ -76,7 +84,36 @@ def build_network(
     activation: str,
     seed: int,
 ) -> nn.Module:
-    """Network of an estimator on the CPU, its initial weights a function of ``seed`` alone."""
+    """Network of an estimator on the CPU in float32, its initial weights drawn from ``seed``.
+
+    Parameters
+    ----------
+    network : "mlp" or callable
+        A callable builds a module from the number of features. Its layers draw their weights in
+        torch's default dtype, so this one setting of the program changes their values.
+    n_features : int
+        Number of features of a point.
+    hidden_layer_sizes, activation
+        Those of :class:`VelocityMLP`; a callable makes no use of them.
+    seed : int
+        Seed of the initial weights.
+
+    Returns
+    -------
+    nn.Module
+
+    Examples
+    --------
+    >>> from sknsgf.flow.networks import build_network
+    >>> build_network("mlp", 1, (4,), "tanh", seed=0)
+    VelocityMLP(
+      (layers): Sequential(
+        (0): Linear(in_features=2, out_features=4, bias=True)
+        (1): Tanh()
+        (2): Linear(in_features=4, out_features=1, bias=True)
+      )
+    )
+    """
     if network == "mlp":
         generator = torch.Generator(device="cpu").manual_seed(seed)
         return VelocityMLP(n_features, hidden_layer_sizes, activation, generator)
@@ -85,16 +122,37 @@ def build_network(
     before = torch.default_generator.get_state()
     try:
         torch.default_generator.manual_seed(seed)
-        return network(n_features).to(device="cpu", dtype=torch.float32)
+        with torch.device("cpu"):  # whatever the caller's default device
+            return network(n_features).to(device="cpu", dtype=torch.float32)
     finally:
         torch.default_generator.set_state(before)
 
 
 def velocity_field(network: nn.Module, target: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Velocity field of a network that was trained on ``target``: "velocity" or "endpoint".
+    """Velocity field of a trained network.
 
     The velocity that leads to a predicted endpoint ``e`` is ``(e - x) / (1 - t)``; the remaining
     time is kept above 0.02, as the quotient loses its meaning at time 1.
+
+    Parameters
+    ----------
+    network : callable (x, t) -> Tensor of shape (n, d)
+        For points of shape (n, d) at times of shape (n,).
+    target : {"velocity", "endpoint"}
+        What the network was trained on.
+
+    Returns
+    -------
+    callable (x, t) -> Tensor of shape (n, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.networks import velocity_field
+    >>> field = velocity_field(lambda x, t: torch.ones_like(x), "endpoint")
+    >>> field(torch.zeros(2, 1), torch.tensor([0.0, 0.5]))
+    tensor([[1.],
+            [2.]])
     """
     if target == "velocity":
         return network

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[Tensor, Tensor, Tensor]  # points (n, d), times (n,), targets (n, d)
 SCHEDULES = ("cosine", "constant")
@@ -17,7 +16,7 @@ CHECK_EVERY = 100  # iterations between two looks at the losses (each look waits
 
 
 class DivergenceError(ValueError):
-    """The loss is no longer a finite number."""
+    """The loss or the weights are no longer finite numbers."""
 
 
 class Regression(NamedTuple):
@@ -39,7 +38,18 @@ class Regression(NamedTuple):
 
 
 def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
-    """Mean over rows and features of the squared difference to the targets."""
+    """Mean over rows and features of the squared difference to the targets.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Called as ``network(x, t)``.
+    batch : (x, t, target), Tensor of shapes (n, d), (n,) and (n, d)
+
+    Returns
+    -------
+    Tensor of shape ()
+    """
     x, t, target = batch
     return (network(x, t) - target).square().mean()
 
@@ -63,7 +73,8 @@ def fit_regression(
     Parameters
     ----------
     network : nn.Module
-        Called as ``network(x, t)``; its parameters live on the device of the batches.
+        Called as ``network(x, t)``; its parameters live on the device of the batches. It ends with
+        the last weights; what is returned is another module.
     draw : callable () -> (x, t, target)
         Gives the next batch.
     n_iterations : int
@@ -91,12 +102,24 @@ def fit_regression(
     Raises
     ------
     DivergenceError
-        When a loss is not finite.
+        When a loss, looked at every ``CHECK_EVERY`` iterations, or a final weight is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.networks import VelocityMLP
+    >>> from sknsgf.flow.regression import fit_regression
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> network = VelocityMLP(1, (16,), "silu", generator)
+    >>> x = torch.linspace(-1, 1, 64)[:, None]
+    >>> batch = x, torch.zeros(64), 2 * x
+    >>> fit_regression(network, lambda: batch, n_iterations=500).losses[-1] < 1e-2
+    True
     """
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
-    average = AveragedModel(network, avg_fn=_moving_average(ema_decay))
+    average = copy.deepcopy(network).eval()
     losses: list[Tensor] = []
     validation_losses: list[float] = []
     best, best_loss, n_bad = None, math.inf, 0
@@ -109,7 +132,7 @@ def fit_regression(
         loss = mean_squared_error(network, draw())
         loss.backward()
         optimizer.step()
-        average.update_parameters(network)
+        _update_average(average, network, iteration, ema_decay)
         losses.append(loss.detach())
         if on_iteration is not None:
             on_iteration(iteration)
@@ -118,30 +141,37 @@ def fit_regression(
         _check_finite(losses, iteration)
         if validation is None:
             continue
-        held_out = _evaluate(average.module, validation)
+        held_out = _evaluate(average, validation)
         validation_losses.append(held_out)
         n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
         if held_out < best_loss:
-            best, best_loss = copy.deepcopy(average.module), held_out
+            best, best_loss = copy.deepcopy(average), held_out
         if n_bad >= n_iter_no_change:
             break
-    chosen = average.module if best is None else best
-    return Regression(chosen.eval(), torch.stack(losses).tolist(), validation_losses)
+    chosen = average if best is None else best
+    _check_finite_weights(chosen)
+    return Regression(chosen, torch.stack(losses).tolist(), validation_losses)
 
 
-def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Exponential moving average whose memory grows with the iterations, up to ``decay``."""
-
-    def update(average: Tensor, current: Tensor, n_averaged: Tensor) -> Tensor:
-        n = int(n_averaged)
-        return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, iteration: int, decay: float) -> None:
+    """Move the average to the network; its memory grows with the iterations, up to ``decay``."""
+    memory = 0.0 if iteration == 1 else min(decay, iteration / (9 + iteration))
+    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(weight, 1 - memory)
+    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def _check_finite(losses: list[Tensor], iteration: int) -> None:
     if not bool(torch.stack(losses[-CHECK_EVERY:]).isfinite().all()):
         raise DivergenceError(f"the loss is not finite after {iteration} iterations")
+
+
+def _check_finite_weights(network: nn.Module) -> None:
+    """Find what the last step spoilt: no loss was computed after it."""
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise DivergenceError("the weights are not finite after the last iteration")
 
 
 @torch.no_grad()

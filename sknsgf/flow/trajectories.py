@@ -41,6 +41,17 @@ def flow_step_sizes(n_steps: int, step_size: float | str) -> list[float]:
     1, ends at the (debiased) barycentres of the target. A number gives equal steps, after which a
     share ``(1 - step_size) ** n_steps`` of the way is left when the blur is small.
 
+    Parameters
+    ----------
+    n_steps : int
+        Number of steps, at least 1.
+    step_size : float or "auto"
+        Size of every step, or steps that finish the way.
+
+    Returns
+    -------
+    list of float, of length n_steps
+
     Examples
     --------
     >>> from sknsgf.flow.trajectories import flow_step_sizes
@@ -70,11 +81,23 @@ def simulate_flow(
     velocity : callable (x, y, *, state) -> SinkhornVelocity
         One of the solvers with its options bound.
     step_sizes : sequence of float
-        See :func:`flow_step_sizes`.
+        See :func:`flow_step_sizes`; at least one.
 
     Returns
     -------
     Flow
+        Rows of ``positions`` keep the order of the particles, cloud after cloud.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> import torch
+    >>> from sknsgf.flow.sinkhorn import sinkhorn_velocity
+    >>> from sknsgf.flow.trajectories import flow_step_sizes, simulate_flow
+    >>> x, y = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    >>> velocity = partial(sinkhorn_velocity, blur=0.5)
+    >>> simulate_flow(x, y, velocity, flow_step_sizes(4, "auto")).positions.flatten()
+    tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000])
     """
     state = None
     positions, errors = [x], []
@@ -83,8 +106,8 @@ def simulate_flow(
         x = x + step_size * solved.velocity
         state = None if solved.state is None else solved.state.after_step(step_size)
         positions.append(x)
-        errors.append(float(solved.error.max()))
-    return Flow(torch.stack(positions, 2).flatten(0, 1), max(errors))
+        errors.append(solved.error.max())
+    return Flow(torch.stack(positions, 2).flatten(0, 1), float(torch.stack(errors).max()))
 
 
 class TrajectoryPool:
@@ -127,16 +150,28 @@ class TrajectoryPool:
         return len(self.positions)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw points, times and targets of shapes (n, d), (n,) and (n, d).
+        """Draw points, times and targets.
 
         Trajectories come in epochs without replacement and times are stratified: the same law as
         independent draws, with less noise in the gradient.
+
+        Parameters
+        ----------
+        n : int
+            Number of points; more than there are trajectories is fine.
+        generator : torch.Generator
+            Source of the randomness, on any device.
+
+        Returns
+        -------
+        x, t, target : Tensor of shapes (n, d), (n,) and (n, d)
+            In the dtype and on the device of the positions.
         """
         rows = self._next_rows(n, generator)
         t = self._stratified_times(n, generator)
         step = (t * self.n_steps).long().clamp_(max=self.n_steps - 1)
         if self.time == "discrete":
-            t = step / self.n_steps
+            t = step.to(t) / self.n_steps
         here = self.positions[rows, step]
         move = self.positions[rows, step + 1] - here
         x = here + (t * self.n_steps - step)[:, None] * move
@@ -156,4 +191,5 @@ class TrajectoryPool:
         kind = {"generator": generator, "device": generator.device}
         strata = torch.randperm(n, **kind)
         within = torch.rand(n, dtype=torch.float64, **kind)
-        return ((strata + within) / n).to(self.positions)
+        t = ((strata + within) / n).to(self.positions)
+        return t.clamp_(max=1 - torch.finfo(t.dtype).eps / 2)  # rounding may have given 1

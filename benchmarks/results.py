@@ -1,0 +1,52 @@
+"""Where benchmarks put their results: csv files, and tables in the docs generated from them."""
+
+import csv
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PACKAGES = ("sknsgf", "torch", "numpy", "scikit-learn", "POT", "geomloss", "ott-jax", "jax")
+
+
+def processor():
+    """Name of the processor, as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        match = re.search(r"model name\s*: (.+)", info.read_text())
+        if match:
+            return match.group(1)
+    return platform.processor() or platform.machine()
+
+
+def versions():
+    """Versions of the packages that took part."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def publish(name, rows, command):
+    """Write rows (dicts of strings and numbers) to ``results/name.csv`` and to the docs' table."""
+    origin = f"{command}; {processor()}; Python {platform.python_version()}, {versions()}"
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        file.write(f"# {origin}\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+    table = "\n".join([*lines, "", f"`{command}` on {processor()}; {versions()}."])
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    page = PAGE.read_text()
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    PAGE.write_text(f"{head}{begin}\n{table}\n{end}{tail}")
+    print(f"written: {path} and {PAGE}")

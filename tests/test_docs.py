@@ -1,0 +1,39 @@
+"""Every Python block of the README and of the docs runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_of_the_docs_run(block):
+    exec(compile(block, "docs", "exec"), {"__name__": "docs"})
+
+
+def test_the_readme_names_the_commands_that_ci_runs():
+    commands = (ROOT / "README.md").read_text()
+    assert "-m pytest -q" in commands
+    assert 'python" -m pytest -q' in (ROOT / ".ci" / "run").read_text()
+    assert "requirements/constraints-cpu.txt" in commands
+
+
+def test_the_quickstart_saves_its_picture(tmp_path, monkeypatch, capsys):
+    namespace = {"__name__": "quickstart"}
+    script = ROOT / "examples" / "quickstart.py"
+    exec(compile(script.read_text(), str(script), "exec"), namespace)
+    flow = namespace["NSGFSampler"]
+    namespace["NSGFSampler"] = lambda **kw: flow(**kw | {"n_flows": 2, "max_iter": 200})
+    namespace.update(N_FIT=2_000, N_COMPARE=500)
+    namespace["main"](tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    divergence = dict(re.findall(r"(before|after|floor) +([\d.]+)", capsys.readouterr().out))
+    assert float(divergence["floor"]) < float(divergence["after"]) < float(divergence["before"])
