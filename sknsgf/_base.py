@@ -25,7 +25,7 @@ from sknsgf._validation import (
 )
 from sknsgf.metrics import sinkhorn_divergence
 
-# Rows transported at a time: bounds the memory of the network's layers, which the cache should hold.
+# Rows transported at a time: bounds the memory of the layers, which the cache should hold.
 CPU_CHUNK, CUDA_CHUNK = 2**12, 2**18
 SCORE_ROWS = 4_096  # rows of each sample that a score compares
 

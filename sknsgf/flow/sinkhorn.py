@@ -42,6 +42,7 @@ from sknsgf.flow.kernels import (
     fits,
     kernel_buffer,
     row_blocks,
+    row_sums,
     with_column,
     with_ones,
 )
@@ -383,7 +384,7 @@ def barycentric_projection(
     center = y.mean(1, keepdim=True)
     query, keys, _ = _extension(query, y, g, b, blur)
     out = [
-        torch.softmax(query[:, block] @ keys.mT, -1) @ (y - center)
+        row_sums(torch.softmax(query[:, block] @ keys.mT, -1), y - center)
         for block in row_blocks(query, keys)
     ]
     return torch.cat(out, 1) + center
