@@ -157,7 +157,8 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         X = check_rows(self, X)
         target = check_target(self, X, y, X_target)
         weights = check_weights(sample_weight, X)
-        rows = random_rows(len(X), SCORE_ROWS, seed_of(0, "scoring"))
+        counted = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
+        rows = counted[random_rows(len(counted), SCORE_ROWS, seed_of(0, "scoring"))]
         X, weights = X[rows], None if weights is None else weights[rows]
         if target is None and self.source_sample_ is None:
             moved, target = X, self._sample(SCORE_ROWS, seed_of(0, "scoring"))

@@ -30,8 +30,10 @@ from sknsgf._torch_bridge import (
 from sknsgf._validation import (
     check_combinations,
     check_fit_samples,
+    check_network_output,
     check_same_design,
     check_scale,
+    checked_network,
     hidden_sizes,
     options,
     real,
@@ -43,7 +45,7 @@ from sknsgf._validation import (
 )
 from sknsgf.flow.external import SOLVERS, choose_solver
 from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate
-from sknsgf.flow.networks import ACTIVATIONS, build_network, velocity_field
+from sknsgf.flow.networks import ACTIVATIONS, build_network, seeded_layers, velocity_field
 from sknsgf.flow.regression import SCHEDULES, fit_regression
 from sknsgf.flow.trajectories import TIMES, TrajectoryPool, flow_step_sizes, simulate_flow
 
@@ -108,7 +110,7 @@ class NSGFSampler(BaseFlow):
         A callable builds your own :class:`torch.nn.Module` from the number of features;
         ``module(x, t)`` takes points (n, n_features) and times (n,), and returns (n, n_features).
         The callable must be importable (not a lambda) for the estimator to be pickled.
-    hidden_layer_sizes : tuple of int, default=(128, 128, 128)
+    hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
         Units of each hidden layer of the "mlp" network.
     activation : {"relu", "silu", "gelu", "elu", "tanh"}, default="relu"
         Activation of the "mlp" network.
@@ -230,7 +232,7 @@ class NSGFSampler(BaseFlow):
         "sinkhorn_tol": [real(0, closed="neither")],
         "sinkhorn_max_iter": [whole_number()],
         "network": [options("mlp"), callable],
-        "hidden_layer_sizes": ["array-like"],
+        "hidden_layer_sizes": ["array-like", whole_number()],
         "activation": [options(*ACTIVATIONS)],
         "prediction": [options("auto", "velocity", "endpoint")],
         "max_iter": [whole_number()],
@@ -351,9 +353,10 @@ class NSGFSampler(BaseFlow):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             self._resolve(X_source, X_target)
+            network = self._start_network()
             pool, held_out = self._simulate(X_source, X_target)
             with training_errors(self):
-                self._train(pool, held_out)
+                self._train(network, pool, held_out)
             self._keep(X_source, X_target)
         return self
 
@@ -417,24 +420,26 @@ class NSGFSampler(BaseFlow):
         self.sinkhorn_error_ = max(flow.error for flow in flows)
         positions = torch.cat([flow.positions for flow in flows])
         warn_inaccurate(self, float(positions.square().sum(-1).max().sqrt()))
-        n_held_out = ceil(self.validation_fraction * self.n_flows) if self.early_stopping else 0
+        n_held_out = 0
+        if self.early_stopping:  # of both kinds, one flow at least
+            n_held_out = min(ceil(self.validation_fraction * self.n_flows), self.n_flows - 1)
         split = len(positions) - n_held_out * particles.size
         pool = partial(TrajectoryPool, time=self.time, target=self.prediction_)
         return pool(positions[:split]), pool(positions[split:]) if n_held_out else None
 
-    def _train(self, pool, held_out):
+    def _train(self, network, pool, held_out):
         """Velocity-field matching: regress the network on the trajectories."""
         generator = torch_generator(seed_of(self.random_state, "training"), self.device_)
-        network = self._start_network().to(self.device_)
         rate = self.learning_rate_init
         if rate == "auto":
             rate = LEARNING_RATES[self.prediction_]
         with (
             one_thread(),
+            seeded_layers(generator.initial_seed()),
             tqdm(total=self.max_iter, desc="Training", disable=not self.verbose) as progress,
         ):
             result = fit_regression(
-                network,
+                network.to(self.device_),
                 lambda: pool.draw(self.batch_size, generator),
                 n_iterations=self.max_iter,
                 learning_rate=rate,
@@ -467,7 +472,9 @@ class NSGFSampler(BaseFlow):
         if continues:
             check_same_design(design, self._design)
         self._design = design
-        network = build_network(*design[:-1], seed_of(self.random_state, "network"))
+        seed = seed_of(self.random_state, "network")
+        network = build_network(checked_network(self.network), *design[1:-1], seed)
+        check_network_output(network, self.n_features_in_)
         return load_arrays(network, self.network_parameters_) if continues else network
 
     def _keep(self, X_source, X_target):

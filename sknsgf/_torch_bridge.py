@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 STREAMS = ("source", "target", "network", "training", "kept", "sampling", "scoring")
 CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28
-STATISTICS_ROWS = 2**16  # rows read at a time for means and variances
+STATISTICS_ENTRIES = 2**20  # entries of an array read at a time for means and variances
 
 
 class Frame(NamedTuple):
@@ -45,7 +45,7 @@ def mean_and_variance(X):
     """
     first = np.asarray(X[0], dtype=np.float64)
     total, squares = np.zeros_like(first), np.zeros_like(first)
-    for block in gen_batches(len(X), STATISTICS_ROWS):
+    for block in gen_batches(len(X), max(1, STATISTICS_ENTRIES // len(first))):
         deviation = np.asarray(X[block], dtype=np.float64) - first
         total += deviation.sum(axis=0)
         squares += np.einsum("ij,ij->j", deviation, deviation)
@@ -137,11 +137,11 @@ def parameters_to_arrays(network):
 
 
 def load_arrays(network, arrays):
-    """Put arrays into a network of the same architecture, and return it ready for evaluation."""
+    """Put arrays into a network of the same architecture, and return it in evaluation mode."""
     network.load_state_dict(
         {name: torch.tensor(array, device="cpu") for name, array in arrays.items()}
     )
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 @contextmanager

@@ -70,21 +70,34 @@ def check_target(estimator, X, y, X_target):
         target, name = y, "y"
     else:
         target, name = X_target, "X_target"
-    rows = check_array(
-        target, dtype=FLOATS, ensure_min_samples=2, estimator=estimator, input_name=name
-    )
+    with _naming(name):
+        rows = check_array(
+            target, dtype=FLOATS, ensure_min_samples=2, estimator=estimator, input_name=name
+        )
     try:
         validate_data(estimator, target, reset=False, skip_check_array=True)
     except ValueError as error:
-        raise ValueError(f"The target sample does not match X. {error}") from None
+        reason = re.sub("^X has", "It has", str(error))
+        raise ValueError(f"The target sample does not match X. {reason}") from None
     return rows
+
+
+@contextmanager
+def _naming(name):
+    """Say which of several samples scikit-learn's error is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} is not valid. {error}") from error
 
 
 def _are_labels(X, y):
     """Whether ``y`` is one label per row, as pipelines pass along, and not a sample."""
-    y = check_array(
-        y, dtype=None, ensure_2d=False, allow_nd=True, ensure_all_finite=False, input_name="y"
-    )
+    with _naming("y"):
+        y = check_array(
+            y, dtype=None, ensure_2d=False, allow_nd=True, ensure_all_finite=False, input_name="y"
+        )
     if y.ndim == 2:
         return False
     if y.ndim != 1:
@@ -103,7 +116,7 @@ def _are_labels(X, y):
             "One-dimensional y was taken for labels and ignored. If it is the target sample, "
             "pass y.reshape(-1, 1).",
             UserWarning,
-            stacklevel=2,
+            stacklevel=5,  # whoever called fit
         )
     return True
 
@@ -167,6 +180,41 @@ def hidden_sizes(sizes):
             f"{sizes!r} instead."
         )
     return tuple(int(size) for size in sizes)
+
+
+def checked_network(network):
+    """The 'network' parameter; a callable is wrapped so that what it builds is checked."""
+    if network == "mlp":
+        return network
+    wanted = "The 'network' parameter must be 'mlp' or a callable that builds a torch.nn.Module"
+    if isinstance(network, torch.nn.Module):
+        raise TypeError(f"{wanted}. Got a module instead. Pass its class, or a function.")
+
+    def build(n_features):
+        module = network(n_features)
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(f"{wanted}. Got one that returns {type(module).__name__} instead.")
+        return module
+
+    return build
+
+
+def check_network_output(module, n_features):
+    """Refuse a user's module that has nothing to train or returns another shape."""
+    if not any(True for _ in module.parameters()):
+        raise ValueError("The 'network' parameter must build a module with weights. Got none.")
+    x, t = (torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in ((2, n_features), 2))
+    mode = module.training
+    with torch.no_grad():
+        output = module.eval()(x, t)
+    module.train(mode)
+    got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if got != (2, n_features):
+        raise ValueError(
+            "The 'network' parameter must build a module that returns one row per point: for 2 "
+            f"points, a tensor of shape (2, {n_features}). Got {got} instead."
+        )
+    return module
 
 
 def resolve_device(device):

@@ -7,7 +7,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sknsgf import NSGFSampler
 
-CHEAP = {"n_flows": 4, "max_iter": 100, "hidden_layer_sizes": (16,), "flow_batch_size": 64}
+CHEAP = {
+    "n_flows": 4,
+    "max_iter": 100,
+    "hidden_layer_sizes": (16,),
+    "flow_batch_size": 64,
+    "sinkhorn_max_iter": 500,  # 15 rows are all corners: now and then 200 iterations are too few
+}
 
 
 def run(check, estimator):
@@ -19,7 +25,7 @@ def run(check, estimator):
         raise
 
 
-@parametrize_with_checks([NSGFSampler(**CHEAP), NSGFSampler(**CHEAP, time="discrete")])
+@parametrize_with_checks([NSGFSampler(**CHEAP)])
 def test_estimators_pass_the_checks_of_scikit_learn(estimator, check):
     run(check, estimator)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -117,13 +118,20 @@ def build_network(
     if network == "mlp":
         generator = torch.Generator(device="cpu").manual_seed(seed)
         return VelocityMLP(n_features, hidden_layer_sizes, activation, generator)
-    # A user's layers draw their initial weights from torch's global generator: it is seeded for
-    # the call and put back as it was.
+    with seeded_layers(seed), torch.device("cpu"):  # whatever the caller's default device
+        return network(n_features).to(device="cpu", dtype=torch.float32)
+
+
+@contextmanager
+def seeded_layers(seed: int) -> Iterator[None]:
+    """Make what a user's layers draw a function of ``seed``: initial weights, dropout.
+
+    They draw from torch's global CPU generator: it is seeded for the block and put back as it was.
+    """
     before = torch.default_generator.get_state()
     try:
         torch.default_generator.manual_seed(seed)
-        with torch.device("cpu"):  # whatever the caller's default device
-            return network(n_features).to(device="cpu", dtype=torch.float32)
+        yield
     finally:
         torch.default_generator.set_state(before)
 

@@ -113,8 +113,9 @@ def fit_regression(
     >>> network = VelocityMLP(1, (16,), "silu", generator)
     >>> x = torch.linspace(-1, 1, 64)[:, None]
     >>> batch = x, torch.zeros(64), 2 * x
-    >>> fit_regression(network, lambda: batch, n_iterations=500).losses[-1] < 1e-2
-    True
+    >>> losses = fit_regression(network, lambda: batch, n_iterations=50).losses
+    >>> len(losses), losses[-1] < losses[0] / 2
+    (50, True)
     """
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True

@@ -3,7 +3,7 @@ import math
 import ot
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sknsgf.flow import kernels
@@ -89,7 +89,7 @@ def test_velocity_is_the_shift_for_a_shifted_copy(d, blur):
     x = normal(2, 40, d)
     shift = torch.linspace(-2, 3, d, dtype=x.dtype)
     v = sinkhorn_velocity(x, x + shift, blur=blur, **TIGHT).velocity
-    torch.testing.assert_close(v, shift.expand_as(v), atol=1e-7, rtol=0)
+    torch.testing.assert_close(v, shift.expand_as(v), atol=2e-6, rtol=0)
 
 
 def test_velocity_is_zero_for_the_same_cloud_in_another_order():
@@ -125,9 +125,7 @@ def test_velocity_tends_to_the_optimal_matching_when_the_blur_shrinks():
     x = torch.tensor([[[0.0], [1.0], [2.0]]], dtype=torch.float64)
     y = torch.tensor([[[10.0], [5.0], [6.5]]], dtype=torch.float64)
     v = sinkhorn_velocity(x, y, blur=0.1, **TIGHT).velocity
-    torch.testing.assert_close(
-        x + v, torch.tensor([[[5.0], [6.5], [10.0]]]).to(v), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(x + v, y.sort(1).values, atol=1e-6, rtol=0)
 
 
 def test_self_potential_of_a_single_point_is_zero():
@@ -525,7 +523,7 @@ def random_problems(draw):
     offset = draw(st.sampled_from([0.0, 1.0, 1e4]))
     x, y = (x + offset).float(), (y + offset).float()
     spread = torch.cat([x, y], 1).double().std(1).norm().item()
-    blur = draw(st.floats(0.1, 2)) * spread
+    blur = draw(st.floats(0.2, 2)) * spread
     return x, y, a, b, blur, spread
 
 
@@ -534,7 +532,7 @@ def random_problems(draw):
 def test_random_problems_in_float32_are_close_to_the_converged_float64_solution(problem):
     x, y, a, b, blur, spread = problem
     reference = sinkhorn_velocity(x.double(), y.double(), a, b, blur=blur, tol=1e-9, max_iter=2000)
-    assume(reference.error.max() < 1e-9)
+    assert reference.error.max() < 1e-9
     solved = sinkhorn_velocity(x, y, a.float(), b.float(), blur=blur, tol=1e-4, max_iter=500)
     assert solved.error.max() < 1e-4
     assert solved.velocity.isfinite().all()
