@@ -156,7 +156,7 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         X = check_rows(self, X)
         target = check_target(self, X, y, X_target)
-        weights = check_weights(sample_weight, X)
+        weights = check_weights(sample_weight, X, "sample_weight")
         counted = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
         rows = counted[random_rows(len(counted), SCORE_ROWS, seed_of(0, "scoring"))]
         X, weights = X[rows], None if weights is None else weights[rows]

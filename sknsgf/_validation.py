@@ -121,22 +121,20 @@ def _are_labels(X, y):
     return True
 
 
-def check_weights(sample_weight, X):
-    """Weights of rows as float64 that sum to one; None stays None."""
-    if sample_weight is None:
+def check_weights(weights, X, name, sample="X"):
+    """Weights of the rows of ``X`` as float64 that sum to one; None stays None."""
+    if weights is None:
         return None
-    weights = check_array(
-        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
-    )
+    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name)
     if weights.shape != (len(X),):
         raise ValueError(
-            f"sample_weight must have shape ({len(X)},), one weight per row of X. Got "
+            f"{name} must have shape ({len(X)},), one weight per row of {sample}. Got "
             f"{weights.shape}."
         )
     if weights.min() < 0 or weights.sum() == 0:
         raise ValueError(
-            "sample_weight must hold numbers of at least 0, not all of them 0. Got values "
-            f"between {weights.min()} and {weights.max()}."
+            f"{name} must hold numbers of at least 0, not all of them 0. Got values between "
+            f"{weights.min()} and {weights.max()}."
         )
     return weights / weights.sum()
 

@@ -15,7 +15,7 @@ from sklearn.metrics import pairwise_distances_chunked
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_array
 
-from sknsgf._validation import FLOATS, check_parameter, real, whole_number
+from sknsgf._validation import FLOATS, check_parameter, check_weights, real, whole_number
 from sknsgf.flow.sinkhorn import cross_potential, extend_potential, self_potential
 
 __all__ = ["energy_distance", "sinkhorn_divergence", "wasserstein_distance"]
@@ -32,22 +32,10 @@ class _Sample(NamedTuple):
     weights: np.ndarray
 
 
-def _check_weights(weights, n_samples, name):
+def _check_weights(weights, X, sample):
     """Return weights that sum to one; None stands for equal weights."""
-    if weights is None:
-        return np.full(n_samples, 1 / n_samples)
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name)
-    if weights.shape != (n_samples,):
-        raise ValueError(
-            f"{name} must have shape ({n_samples},), one weight per row of {name[0]}. Got "
-            f"{weights.shape}."
-        )
-    if weights.min() < 0 or weights.sum() == 0:
-        raise ValueError(
-            f"{name} must hold numbers of at least 0, not all of them 0. Got values between "
-            f"{weights.min()} and {weights.max()}."
-        )
-    return weights / weights.sum()
+    weights = check_weights(weights, X, f"{sample}_weight", sample)
+    return np.full(len(X), 1 / len(X)) if weights is None else weights
 
 
 def _check_samples(X, Y, X_weight, Y_weight):
@@ -63,8 +51,8 @@ def _check_samples(X, Y, X_weight, Y_weight):
             "Incompatible dimension for X and Y matrices: X.shape[1] == "
             f"{X.shape[1]} while Y.shape[1] == {Y.shape[1]}"
         )
-    a = _check_weights(X_weight, len(X), "X_weight")
-    b = _check_weights(Y_weight, len(Y), "Y_weight")
+    a = _check_weights(X_weight, X, "X")
+    b = _check_weights(Y_weight, Y, "Y")
     X, Y = X.astype(np.float64), Y.astype(np.float64)
     center = (a @ X + b @ Y) / 2
     X, Y = X - center, Y - center

@@ -99,6 +99,12 @@ def flow(kept_flow):
     return copy.deepcopy(kept_flow)
 
 
+@pytest.fixture(autouse=True)
+def _few_scored_rows(monkeypatch):
+    """Score one sample against fewer draws than the 4096 that users get: it is faster."""
+    monkeypatch.setattr("sknsgf._base.SCORE_ROWS", 256)
+
+
 def assert_same_flow(first, second):
     """Check that two fits are equal bit by bit."""
     assert first.loss_curve_ == second.loss_curve_
@@ -203,7 +209,7 @@ def test_rows_are_transported_on_their_own(flow, method):
 
 def test_more_than_one_chunk_of_rows_is_transported_like_one(flow, monkeypatch):
     whole, path = flow.transform(X_source), flow.trajectory(X_source)
-    monkeypatch.setattr("sknsgf._base.CHUNK_ROWS", 64)
+    monkeypatch.setattr("sknsgf._base.CPU_CHUNK", 64)
     np.testing.assert_allclose(flow.transform(X_source), whole, rtol=1e-12)
     np.testing.assert_allclose(flow.trajectory(X_source), path, rtol=1e-12)
 
@@ -466,8 +472,8 @@ def test_the_integration_may_be_assigned_after_fit(flow):
     many_euler = flow.transform(X_source)
     flow.method_, flow.n_integration_steps_ = "rk4", 20
     assert flow.n_evaluations_ == 80
-    assert np.abs(flow.transform(X_source) - many_euler).max() < 0.02
-    assert np.abs(flow.transform(X_source) - ten_euler).max() > 0.02
+    error = np.abs(ten_euler - flow.transform(X_source)).max()
+    assert 0 < np.abs(many_euler - flow.transform(X_source)).max() < error / 10
 
 
 def test_ten_euler_steps_are_the_default(flow):
@@ -677,7 +683,7 @@ def test_repeated_rows_are_welcome():
 
 def test_many_features_are_learned_as_endpoints():
     rows = np.random.default_rng(0).normal(size=(100, 16))
-    flow = NSGFSampler(**CHEAP)
+    flow = NSGFSampler(**CHEAP).set_params(sinkhorn_max_iter=1000)
     assert flow.fit(rows, rows + 1).prediction_ == "endpoint"
     assert flow.fit(rows[:, :15], rows[:, :15] + 1).prediction_ == "velocity"
 
@@ -712,10 +718,10 @@ def test_data_frames_come_in_and_go_out(flow, library):
     moved = other.transform(source)
     assert isinstance(moved, frames.DataFrame)
     assert list(moved.columns) == ["a", "b"]
-    np.testing.assert_array_equal(moved.to_numpy(), flow.transform(X_source))
+    np.testing.assert_allclose(moved.to_numpy(), flow.transform(X_source), rtol=1e-12)
     assert other.get_feature_names_out().tolist() == ["a", "b"]
     assert other.feature_names_in_.tolist() == ["a", "b"]
-    assert other.score(source, X_target=target) == flow.score(X_source)
+    assert other.score(source, X_target=target) == pytest.approx(flow.score(X_source))
 
 
 def test_features_without_names_are_numbered(flow):
@@ -922,11 +928,7 @@ def test_a_network_of_the_user_learns():
 @pytest.mark.parametrize(
     ("network", "error", "message"),
     [
-        (
-            lambda n_features: n_features,
-            TypeError,
-            r"builds a torch.nn.Module\. Got .* int instead",
-        ),
+        (lambda n_features: 3, TypeError, r"builds a torch.nn.Module\. Got .* int instead"),
         (SmallNetwork(2), TypeError, r"Got a module instead\. Pass its class"),
         (NarrowNetwork, ValueError, r"a tensor of shape \(2, 2\)\. Got \(2,\) instead"),
         (PairNetwork, ValueError, r"a tensor of shape \(2, 2\)\. Got tuple instead"),

@@ -55,7 +55,7 @@ ANNEALING_FACTOR = 4.0
 ANNEALING_ITERATIONS = 2
 ANDERSON_MEMORY = 5
 RESTART_GROWTH = 4.0
-MAX_LOG_STEP = 8.0
+MAX_MIXED_STEP = 4.0  # logarithm of a scaling; longer steps are not extrapolated
 SELF_RELAXATION = 0.6
 
 
@@ -164,11 +164,18 @@ class _Anderson:
 
 
 class _CrossProblem:
-    """Clouds ``x`` and ``y``, centred, with the storage for their kernel at any temperature."""
+    """Clouds ``x`` and ``y`` with the storage for their kernel at any temperature.
+
+    Each cloud is centred on its own mean, so that far clouds cost no accuracy: the plan is the
+    same, and potentials differ by ``tilt``, linear in y. Methods but :meth:`solve` speak of the
+    centred clouds.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, max_bytes: int) -> None:
-        self.x, self.y, self.a, self.b = x, y, a, b
-        self.yy = _half_square_norm(y)
+        mean_x, self.mean_y = _weighted_mean(x, a), _weighted_mean(y, b)
+        self.x, self.y, self.a, self.b = x - mean_x, y - self.mean_y, a, b
+        self.tilt = torch.bmm(mean_x - self.mean_y, self.y.mT)[:, 0]
+        self.yy = _half_square_norm(self.y)
         self.storage = DenseKernel if fits(x, y, max_bytes) else StreamedKernel
         self.buffer = kernel_buffer(x, y, max_bytes)
 
@@ -181,21 +188,21 @@ class _CrossProblem:
     def normal_start(self, eps: Tensor) -> Tensor:
         """Potential in closed form if both clouds were isotropic normal laws (Janati et al. 2020).
 
-        There E[x | y] = mean_x + h y with
-        ``h = (sqrt(var_x var_y + eps^2/4) - eps/2) / var_y``, and grad g(y) = y - E[x | y].
+        There ``E[x | y] = h y`` with ``h = (sqrt(var_x var_y + eps^2/4) - eps/2) / var_y``, and
+        ``grad g(y) = y - E[x | y]``.
         """
-        d = self.y.shape[-1]
-        mean_x = _weighted_mean(self.x, self.a)
-        var_x = (self.a * (self.x - mean_x).square().sum(-1)).sum(-1, keepdim=True) / d
-        var_y = (self.b * 2 * self.yy).sum(-1, keepdim=True) / d
+        var_x, var_y = (spread / self.y.shape[-1] for spread in self.square_radii())
         h = ((var_x * var_y + eps**2 / 4).sqrt() - eps / 2) / var_y.clamp_min(SMALLEST_MASS)
-        linear = torch.bmm(mean_x, self.y.mT)[:, 0]
-        return _zero_mean((1 - h) * self.yy - linear, self.b)
+        return _zero_mean((1 - h) * self.yy, self.b)
+
+    def square_radii(self) -> tuple[Tensor, Tensor]:
+        """Mean squared distance of each cloud to its mean, of shape (B, 1)."""
+        xx = 2 * _half_square_norm(self.x)
+        return (self.a * xx).sum(-1, keepdim=True), (self.b * 2 * self.yy).sum(-1, keepdim=True)
 
     def anneal(self, eps: Tensor) -> tuple[Tensor, int]:
         """Start for a cold solve: from normal laws, a few iterations at falling temperatures."""
-        spread = (self.a * (2 * _half_square_norm(self.x))).sum(-1) + (self.b * 2 * self.yy).sum(-1)
-        ratio = (ANNEALING_START * spread[:, None] / eps).clamp_min(1)
+        ratio = (ANNEALING_START * sum(self.square_radii()) / eps).clamp_min(1)
         n_levels = math.ceil(math.log(float(ratio.max()), ANNEALING_FACTOR))
         g = self.normal_start(eps * ratio)
         for level in range(n_levels):
@@ -211,33 +218,37 @@ class _CrossProblem:
         self, g: Tensor | None, eps: Tensor, tol: float, max_iter: int
     ) -> tuple[Potential, Tensor]:
         """Return the converged potential and the barycentric projection of ``x``."""
-        n_annealing = 0
-        if g is None:
-            g, n_annealing = self.anneal(eps)
+        g, n_annealing = self.anneal(eps) if g is None else (g + self.tilt, 0)
         kernel = self.kernel(g, eps)
-        h = torch.zeros_like(g)
+        h = best_h = best_step = torch.zeros_like(g)
+        best = torch.full_like(g[:, :1], torch.inf)
         anderson = _Anderson(self.b)
-        best = torch.full_like(g[:, 0], torch.inf)
         for iteration in range(1, max_iter + 1):
             marginal = kernel.marginal(h)
-            error = (marginal - self.b).abs().sum(-1)
-            if iteration == max_iter or float(error.max()) < tol:
+            error = (marginal - self.b).abs().sum(-1, keepdim=True)
+            step = _zero_mean(_log_ratio(self.b, marginal), self.b)
+            better, failed = error < best, ~(error < RESTART_GROWTH * best)
+            best = torch.where(better, error, best)
+            best_h, best_step = torch.where(better, h, best_h), torch.where(better, step, best_step)
+            if iteration == max_iter or float(best.max()) < tol:
                 break
-            worse = error > RESTART_GROWTH * best
-            if bool(worse.any()):
-                anderson.forget(worse)
-            best = torch.where(worse, error, torch.minimum(best, error))
-            residual = _zero_mean(_log_ratio(self.b, marginal), self.b)
-            h = anderson.next(h, residual.clamp(-MAX_LOG_STEP, MAX_LOG_STEP))
-        g = _zero_mean(g + eps * h, self.b)
-        return Potential(g, error, n_annealing + iteration), kernel.project(h, self.y)
+            # Plain steps never fail: one from the best potential after a failure, and all long ones
+            h, step = torch.where(failed, best_h, h), torch.where(failed, best_step, step)
+            plain = failed | (step.abs().amax(-1, keepdim=True) > MAX_MIXED_STEP)
+            if bool(plain.any()):
+                anderson.forget(plain[:, 0])
+            h = torch.where(plain, h + step, anderson.next(h, step))
+        g = _zero_mean(g + eps * best_h - self.tilt, self.b)
+        solved = Potential(g, best[:, 0], n_annealing + iteration)
+        return solved, kernel.project(best_h, self.y) + self.mean_y
 
 
 def _solve_self(
     x: Tensor, a: Tensor, f: Tensor | None, eps: Tensor, tol: float, max_iter: int, max_bytes: int
 ) -> tuple[Potential, Tensor]:
     """Solve the symmetric problem by a relaxed fixed point, which contracts at any temperature."""
-    log_a = _log_weights(a)
+    center = _weighted_mean(x, a)
+    x, log_a = x - center, _log_weights(a)
     if f is None:
         f = -eps / 4 * log_a  # half way between eps = 0 and eps = infinity
     storage = DenseSelfPlan if fits(x, x, max_bytes) else StreamedSelfPlan
@@ -255,9 +266,11 @@ def _solve_self(
         blur = float(eps[0, 0]) ** 0.5
         f = extend_potential(x, x, f, a, blur=blur)
         mean = barycentric_projection(x, x, f, a, blur=blur)
-    return Potential(f, error, iteration), mean
+    error = error.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return Potential(f, error, iteration), mean + center
 
 
+@torch.no_grad()
 def cross_potential(
     x: Tensor,
     y: Tensor,
@@ -303,12 +316,11 @@ def cross_potential(
     >>> cross_potential(x, y, blur=0.5).potential
     tensor([[0.]])
     """
-    a, b = _weights(x, a), _weights(y, b)
-    center = _weighted_mean(y, b)
-    problem = _CrossProblem(x - center, y - center, a, b, max_bytes)
+    problem = _CrossProblem(x, y, _weights(x, a), _weights(y, b), max_bytes)
     return problem.solve(init, _temperature(y, blur), tol, max_iter)[0]
 
 
+@torch.no_grad()
 def self_potential(
     x: Tensor,
     a: Tensor | None = None,
@@ -336,7 +348,6 @@ def self_potential(
     tensor([[0.3465, 0.3465]])
     """
     a = _weights(x, a)
-    x = x - _weighted_mean(x, a)
     return _solve_self(x, a, init, _temperature(x, blur), tol, max_iter, max_bytes)[0]
 
 
@@ -390,6 +401,7 @@ def barycentric_projection(
     return torch.cat(out, 1) + center
 
 
+@torch.no_grad()
 def sinkhorn_velocity(
     x: Tensor,
     y: Tensor,
@@ -443,8 +455,7 @@ def sinkhorn_velocity(
 
 
 def _solve_velocity(x, y, a, b, blur, state, tol, max_iter, max_bytes):
-    center, eps = _weighted_mean(y, b), _temperature(y, blur)
-    x, y = x - center, y - center
+    eps = _temperature(y, blur)
     g, f = (None, None) if state is None else state
     own, own_mean = _solve_self(x, a, f, eps, tol / 3, max_iter, max_bytes)
     cross, target_mean = _CrossProblem(x, y, a, b, max_bytes).solve(g, eps, tol, max_iter)
