@@ -150,7 +150,7 @@ def _symmetric_exponentials(q: Tensor, bias: Tensor, rows: slice, buffer: Tensor
 def row_blocks(x: Tensor, y: Tensor) -> list[slice]:
     """Cut the rows of a kernel into blocks of about ``STREAM_BLOCK`` entries."""
     # A wide product needs rows to amortise the reading of its keys.
-    rows = max(32, min(x.shape[2], 256), STREAM_BLOCK // (x.shape[0] * y.shape[1]))
+    rows = max(32, min(y.shape[2], 256), STREAM_BLOCK // (x.shape[0] * y.shape[1]))
     return [slice(start, start + rows) for start in range(0, x.shape[1], rows)]
 
 

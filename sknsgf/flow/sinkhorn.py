@@ -50,13 +50,13 @@ from sknsgf.flow.kernels import (
 SMALLEST_MASS = 1e-30
 MAX_DENSE_BYTES = 2**29  # above, a kernel is streamed instead of stored
 CACHE_BYTES = 2**22  # problems are solved together while their kernels fit in here (CPU)
-ANNEALING_START = 0.1  # first temperature, as a share of the clouds' squared radii
+ANNEALING_START = 0.03  # first temperature, as a share of the clouds' squared radii
 ANNEALING_FACTOR = 4.0
 ANNEALING_ITERATIONS = 2
 ANDERSON_MEMORY = 5
 RESTART_GROWTH = 4.0
 MAX_MIXED_STEP = 4.0  # logarithm of a scaling; longer steps are not extrapolated
-SELF_RELAXATION = 0.6
+SELF_RELAXATION = 0.55
 
 
 class Potential(NamedTuple):

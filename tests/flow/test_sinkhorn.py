@@ -567,3 +567,10 @@ def test_clouds_that_are_far_apart_lose_no_accuracy():
     near = sinkhorn_velocity(x, y, blur=0.3, tol=1e-6).velocity
     far = sinkhorn_velocity(x, y + 1024.0, blur=0.3, tol=1e-6).velocity - 1024.0
     torch.testing.assert_close(far, near, rtol=0, atol=2e-3)
+
+
+def test_wide_clouds_with_many_targets_are_streamed_by_blocks_of_their_own_size():
+    x, y = normal(1, 150, 100, dtype=torch.float32), normal(1, 4200, 100, dtype=torch.float32)
+    stored = sinkhorn_velocity(x, y, blur=5.0)
+    streamed = sinkhorn_velocity(x, y, blur=5.0, max_bytes=1000)
+    torch.testing.assert_close(streamed.velocity, stored.velocity, rtol=0, atol=1e-4)
