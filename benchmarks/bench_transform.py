@@ -2,7 +2,7 @@
 
     python benchmarks/bench_transform.py
 
-The bare evaluations run on the fitted network's field, the same chunk size, dtype and thread. Both
+The bare evaluations run on a network of the same size, with the same chunks, dtype and thread. Both
 are timed in turn, round after round; the peak of memory is that of one transform, less its input
 and output.
 """
@@ -20,18 +20,18 @@ from memory import peak_memory, reset_peak
 from results import publish
 
 from sknsgf import NSGFSampler
+from sknsgf._base import CPU_CHUNK
 from sknsgf.datasets import make_pair
 from sknsgf.flow.networks import build_network
 
 N_ROWS = 10**6
-CHUNK_ROWS = 2**12  # as transform on the CPU
 ROUNDS = 3
 
 
 def bare_evaluations(network, rows, n_evaluations):
     """Evaluate the network on all rows, chunk by chunk, as often as the flow does."""
     with torch.no_grad():
-        for chunk in torch.from_numpy(rows).split(CHUNK_ROWS):
+        for chunk in torch.from_numpy(rows).split(CPU_CHUNK):
             for k in range(n_evaluations):
                 network(chunk, torch.full((len(chunk),), k / n_evaluations, dtype=chunk.dtype))
 
@@ -53,7 +53,10 @@ def measure(flow, dtype):
     flow.transform(rows)
     memory = peak_memory() - before - rows.nbytes / 2**20
     pairs = [
-        (seconds(flow.transform, rows), seconds(bare_evaluations, network, rows, 10))
+        (
+            seconds(flow.transform, rows),
+            seconds(bare_evaluations, network, rows, flow.n_evaluations_),
+        )
         for _ in range(ROUNDS)
     ]
     return {

@@ -35,6 +35,7 @@ def versions():
 def publish(name, rows, command):
     """Write rows (dicts of strings and numbers) to ``results/name.csv`` and to the docs' table."""
     origin = f"{command}; {processor()}; Python {platform.python_version()}, {versions()}"
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with path.open("w", newline="") as file:
         file.write(f"# {origin}\n")

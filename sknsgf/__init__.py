@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
+from sknsgf import datasets, metrics
 from sknsgf._nsgf import NSGFSampler
 
-__all__ = ["NSGFSampler", "__version__"]
+__all__ = ["NSGFSampler", "__version__", "datasets", "metrics"]
 __version__ = version("sknsgf")

@@ -12,6 +12,7 @@ from sknsgf._torch_bridge import (
     Frame,
     available_device,
     balanced_rows,
+    mean_and_variance,
     random_rows,
     seed_of,
     thread_map,
@@ -64,6 +65,7 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         ----------
         X : array-like of shape (n_samples, n_features)
             Rows to transport, each on its own: the result for a row does not depend on the others.
+            After ``fit(X)`` the source is a normal law: give draws of it, not rows of the target.
 
         Returns
         -------
@@ -150,8 +152,9 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         -------
         float
             Minus the divergence, in units of length squared; higher is better and 0 is the best.
-            The blur is relative to the data's scale and the same for every estimator, whatever its
-            own blur. Above 4096 rows a side, a fixed random subset is compared.
+            The blur is a share of the spread of the target that `fit` was given: the same for every
+            estimator fitted to that target, whatever its own blur. Above 4096 rows a side, a fixed
+            random subset is compared.
         """
         check_is_fitted(self)
         X = check_rows(self, X)
@@ -166,8 +169,9 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
             moved = self._transport_rows(X)
         target = self.target_sample_ if target is None else target
         target = target[random_rows(len(target), SCORE_ROWS, seed_of(0, "scoring"))]
-        blur = reference_blur(self.n_features_in_) * self.scale_
-        return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur)
+        scale = np.sqrt(mean_and_variance(self.target_sample_)[1].mean())
+        blur = reference_blur(self.n_features_in_) * float(scale) or None
+        return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur, tol=1e-3)
 
     def _sample(self, n_samples, seed):
         if self.source_sample_ is None:
@@ -183,12 +187,14 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         frame, device = Frame(self.center_, self.scale_), available_device(self.device_)
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         flow = self._flow(device, dtype, **direction)
+        times = (self.n_integration_steps_ + 1,) if direction.get("return_trajectory") else ()
+        moved = np.empty((*times, *X.shape), dtype=X.dtype)
 
         def transport(chunk):
             with torch.no_grad():
                 points = flow(frame.to_tensor(X[chunk], device, dtype))
-            return frame.to_array(points, X.dtype)
+            moved[..., chunk, :] = frame.to_array(points, X.dtype)
 
         size = CPU_CHUNK if device == "cpu" else CUDA_CHUNK
-        chunks = gen_batches(len(X), size)
-        return np.concatenate(thread_map(transport, chunks, self.n_jobs), axis=-2)
+        thread_map(transport, gen_batches(len(X), size), self.n_jobs)
+        return moved

@@ -1,6 +1,7 @@
 """Neural Sinkhorn gradient flow as a scikit-learn estimator."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from math import ceil
 from numbers import Integral
@@ -29,10 +30,13 @@ from sknsgf._torch_bridge import (
 )
 from sknsgf._validation import (
     check_combinations,
+    check_early_stopping,
     check_fit_samples,
     check_network_output,
+    check_parameter,
     check_same_design,
     check_scale,
+    check_simulation,
     checked_network,
     hidden_sizes,
     options,
@@ -40,7 +44,6 @@ from sknsgf._validation import (
     resolve_device,
     training_errors,
     unchanged_on_failure,
-    warn_inaccurate,
     whole_number,
 )
 from sknsgf.flow.external import SOLVERS, choose_solver
@@ -61,7 +64,7 @@ class NetworkDesign(NamedTuple):
     network: str | Callable
     n_features: int
     hidden_layer_sizes: tuple
-    activation: str
+    activation: str | None
     prediction: str
 
 
@@ -84,7 +87,7 @@ class NSGFSampler(BaseFlow):
     blur : float or "auto", default="auto"
         Square root of the entropic temperature of the Sinkhorn divergence, over the scale of the
         data: the length below which details of the target are blurred during the flow. "auto" is
-        0.1 for two features and grows with the square root of their number.
+        0.1 for two features and grows with the square root of their number. Between 1e-3 and 1e3.
     n_steps : int, default=5
         Steps of the simulated flow.
     step_size : float in (0, 1] or "auto", default="auto"
@@ -111,9 +114,9 @@ class NSGFSampler(BaseFlow):
         ``module(x, t)`` takes points (n, n_features) and times (n,), and returns (n, n_features).
         The callable must be importable (not a lambda) for the estimator to be pickled.
     hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
-        Units of each hidden layer of the "mlp" network.
+        Units of each hidden layer of the "mlp" network. Not used with a callable `network`.
     activation : {"relu", "silu", "gelu", "elu", "tanh"}, default="relu"
-        Activation of the "mlp" network.
+        Activation of the "mlp" network. Not used with a callable `network`.
     prediction : {"auto", "velocity", "endpoint"}, default="auto"
         What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
         "endpoint" from 16 features on.
@@ -141,7 +144,8 @@ class NSGFSampler(BaseFlow):
         Relative improvement of the held-out loss that counts. Only used when
         ``early_stopping=True``.
     method : {"euler", "midpoint", "rk4"}, default="euler"
-        Integration method: 1, 2 or 4 network evaluations per step.
+        Integration method: 1, 2 or 4 network evaluations per step. "rk4" evaluates the field at
+        time 1 and does not go with `prediction` "endpoint".
     n_integration_steps : int or None, default=None
         Steps of the integration; None takes 10, or `n_steps` for discrete time.
     warm_start : bool, default=False
@@ -172,6 +176,10 @@ class NSGFSampler(BaseFlow):
         Step sizes of the particle scheme.
     solver_ : str
         The solver used.
+    time_ : str
+        Value of `time` that was fitted.
+    learning_rate_init_ : float
+        Learning rate at the start.
     prediction_ : str
         What the network predicts.
     device_ : str
@@ -213,16 +221,16 @@ class NSGFSampler(BaseFlow):
     >>> from sknsgf import NSGFSampler
     >>> rng = np.random.default_rng(0)
     >>> X_source = rng.normal(size=(500, 2))
-    >>> X_target = rng.normal(size=(400, 2)) * [1.0, 0.5] + [4.0, 0.0]
+    >>> X_target = rng.normal(size=(400, 2)) * [1.0, 0.5] + [4.0, 2.0]
     >>> flow = NSGFSampler(n_flows=8, max_iter=400, random_state=0).fit(X_source, X_target)
     >>> flow.transform(X_source).mean(axis=0).round()
-    array([4., 0.])
+    array([4., 2.])
     >>> flow.sample(3).shape
     (3, 2)
     """
 
     _parameter_constraints = {
-        "blur": [real(0, closed="neither"), options("auto")],
+        "blur": [real(1e-3, 1e3, closed="both"), options("auto")],
         "n_steps": [whole_number()],
         "step_size": [real(0, 1, closed="right"), options("auto")],
         "time": [options(*TIMES)],
@@ -367,7 +375,7 @@ class NSGFSampler(BaseFlow):
 
     def _resolve(self, X_source, X_target):
         """Turn the parameters and the samples' moments into what this fit uses."""
-        check_combinations(self)
+        check_early_stopping(self)
         self.device_ = resolve_device(self.device)
         moments = mean_and_variance(X_target)
         source_moments = moments if X_source is None else mean_and_variance(X_source)
@@ -378,16 +386,18 @@ class NSGFSampler(BaseFlow):
         self.blur_ = self.scale_ * (
             reference_blur(n_features) if self.blur == "auto" else self.blur
         )
-        self.step_sizes_ = flow_step_sizes(self.n_steps, self.step_size)
-        self.solver_ = choose_solver(
-            self.solver, self.flow_batch_size, self.flow_batch_size, n_features
-        )
         self.prediction_ = self.prediction
         if self.prediction == "auto":
             self.prediction_ = "endpoint" if n_features >= ENDPOINT_FEATURES else "velocity"
+        self.step_sizes_ = flow_step_sizes(self.n_steps, self.step_size)
+        self.learning_rate_init_ = self.learning_rate_init
+        if self.learning_rate_init == "auto":
+            self.learning_rate_init_ = LEARNING_RATES[self.prediction_]
+        self.time_ = self.time
         self.method_, self.n_integration_steps_ = self.method, self.n_integration_steps
         if self.n_integration_steps is None:
             self.n_integration_steps_ = self.n_steps if self.time == "discrete" else 10
+        check_combinations(self)
 
     def _simulate(self, X_source, X_target):
         """Trajectories to train on and, for early stopping, of the flows held out."""
@@ -397,6 +407,8 @@ class NSGFSampler(BaseFlow):
         else:
             particles = RowBatches(X_source, n, self.n_flows, self.random_state, "source")
         targets = RowBatches(X_target, n, self.n_flows, self.random_state, "target")
+        sizes = particles.size, targets.size, len(self.center_)
+        self.solver_ = choose_solver(self.solver, *sizes)
         velocity = partial(
             SOLVERS[self.solver_],
             blur=self.blur_ / self.scale_,
@@ -404,45 +416,45 @@ class NSGFSampler(BaseFlow):
             max_iter=self.sinkhorn_max_iter,
         )
         frame = Frame(self.center_, self.scale_)
+        shape = (self.n_flows, particles.size, self.n_steps + 1, len(self.center_))
+        positions = torch.empty(shape, dtype=torch.float32, device=self.device_)
 
         def simulate(flows):
             x, y = (frame.to_tensor(rows[flows], self.device_) for rows in (particles, targets))
             with torch.no_grad():
                 flow = simulate_flow(x, y, velocity, self.step_sizes_)
+            positions[flows] = flow.positions.view(positions[flows].shape)
             progress.update(len(x))
-            return flow
+            return flow.error, float(flow.positions.square().sum(-1).max().sqrt())
 
         chunks = flow_chunks(self.n_flows, particles.size * targets.size, self.device_)
         with tqdm(
             total=self.n_flows, desc="Simulating flows", disable=not self.verbose
         ) as progress:
-            flows = thread_map(simulate, chunks, self.n_jobs)
-        self.sinkhorn_error_ = max(flow.error for flow in flows)
-        positions = torch.cat([flow.positions for flow in flows])
-        warn_inaccurate(self, float(positions.square().sum(-1).max().sqrt()))
+            errors, radii = zip(*thread_map(simulate, chunks, self.n_jobs), strict=True)
+        self.sinkhorn_error_ = float(np.max(errors))
+        check_simulation(self, float(np.max(radii)))
         n_held_out = 0
         if self.early_stopping:  # of both kinds, one flow at least
             n_held_out = min(ceil(self.validation_fraction * self.n_flows), self.n_flows - 1)
-        split = len(positions) - n_held_out * particles.size
+        split = self.n_flows - n_held_out
         pool = partial(TrajectoryPool, time=self.time, target=self.prediction_)
-        return pool(positions[:split]), pool(positions[split:]) if n_held_out else None
+        held_out = pool(positions[split:].flatten(0, 1)) if n_held_out else None
+        return pool(positions[:split].flatten(0, 1)), held_out
 
     def _train(self, network, pool, held_out):
         """Velocity-field matching: regress the network on the trajectories."""
         generator = torch_generator(seed_of(self.random_state, "training"), self.device_)
-        rate = self.learning_rate_init
-        if rate == "auto":
-            rate = LEARNING_RATES[self.prediction_]
         with (
             one_thread(),
-            seeded_layers(generator.initial_seed()),
+            self._own_layers("training"),
             tqdm(total=self.max_iter, desc="Training", disable=not self.verbose) as progress,
         ):
             result = fit_regression(
                 network.to(self.device_),
                 lambda: pool.draw(self.batch_size, generator),
                 n_iterations=self.max_iter,
-                learning_rate=rate,
+                learning_rate=self.learning_rate_init_,
                 schedule=self.learning_rate,
                 weight_decay=self.weight_decay,
                 ema_decay=self.ema_decay,
@@ -461,21 +473,25 @@ class NSGFSampler(BaseFlow):
 
     def _start_network(self):
         """Network with fresh weights, or with those of the last fit under warm start."""
-        design = NetworkDesign(
-            self.network,
-            self.n_features_in_,
-            hidden_sizes(self.hidden_layer_sizes),
-            self.activation,
-            self.prediction_,
-        )
+        layers = hidden_sizes(self.hidden_layer_sizes), self.activation
+        if self.network != "mlp":
+            layers = (), None
+        design = NetworkDesign(self.network, self.n_features_in_, *layers, self.prediction_)
         continues = self._continues()
         if continues:
             check_same_design(design, self._design)
         self._design = design
         seed = seed_of(self.random_state, "network")
-        network = build_network(checked_network(self.network), *design[1:-1], seed)
-        check_network_output(network, self.n_features_in_)
+        with self._own_layers("network"):
+            network = build_network(checked_network(self.network), *design[1:-1], seed)
+            check_network_output(network, self.n_features_in_)
         return load_arrays(network, self.network_parameters_) if continues else network
+
+    def _own_layers(self, stream):
+        """Context for what the layers of a user's network draw."""
+        if self.network == "mlp":
+            return nullcontext()
+        return seeded_layers(seed_of(self.random_state, stream))
 
     def _keep(self, X_source, X_target):
         """Keep a bounded part of the samples, for sample and score."""
@@ -490,8 +506,11 @@ class NSGFSampler(BaseFlow):
         """Function that integrates the learned field from a tensor of points."""
         network = build_network(*self._design[:-1], seed=0)
         network = load_arrays(network, self.network_parameters_).to(device, dtype)
-        field = velocity_field(network, self._design.prediction)
         steps, method = self.n_integration_steps_, self.method_
+        check_parameter("n_integration_steps_", steps, whole_number(), type(self).__name__)
+        check_parameter("method_", method, options(*METHODS), type(self).__name__)
+        check_combinations(self)
+        field = velocity_field(network, self._design.prediction, steps)
 
         def flow(points):
             return integrate(

@@ -38,6 +38,7 @@ class Frame(NamedTuple):
         return (points.double().cpu().numpy() * self.scale + self.center).astype(dtype, copy=False)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a scale that is not finite is refused later
 def mean_and_variance(X):
     """Per-feature mean and variance in float64, a block of rows at a time.
 
@@ -53,6 +54,7 @@ def mean_and_variance(X):
     return first + shift, np.maximum(squares / len(X) - shift**2, 0)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def pooled_frame(mean_source, variance_source, mean_target, variance_target):
     """Frame in which both samples together have mean 0 and mean square 1 per feature."""
     center = (mean_source + mean_target) / 2
@@ -125,9 +127,11 @@ def torch_generator(seed, device="cpu"):
 
 
 def available_device(device):
-    """The device itself, or the CPU where a fitted model is opened on a machine without it."""
-    on_cuda = torch.device(device).type == "cuda"
-    return device if not on_cuda or torch.cuda.is_available() else "cpu"
+    """The device itself, or what comes next to it where a fitted model is opened without it."""
+    device = torch.device(device)
+    if device.type == "cpu" or (device.index or 0) < torch.cuda.device_count():
+        return str(device)
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parameters_to_arrays(network):
@@ -169,6 +173,7 @@ def thread_map(function, items, n_jobs):
     """Apply a function to items in joblib threads, each on one core; results keep the order."""
 
     def call(item):
+        torch.get_num_threads()  # sets torch up in a new thread, which would undo the limit
         with one_thread():
             return function(item)
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_feature_names, _check_n_features, validate_data
 
 from sknsgf.flow.regression import DivergenceError
 
@@ -74,8 +74,11 @@ def check_target(estimator, X, y, X_target):
         rows = check_array(
             target, dtype=FLOATS, ensure_min_samples=2, estimator=estimator, input_name=name
         )
-    try:
-        validate_data(estimator, target, reset=False, skip_check_array=True)
+    named = hasattr(target, "columns") and hasattr(estimator, "feature_names_in_")
+    try:  # names are compared where both samples have them
+        _check_n_features(estimator, rows, reset=False)
+        if named:
+            _check_feature_names(estimator, target, reset=False)
     except ValueError as error:
         reason = re.sub("^X has", "It has", str(error))
         raise ValueError(f"The target sample does not match X. {reason}") from None
@@ -150,22 +153,30 @@ def check_scale(frame):
 
 
 def check_combinations(estimator):
-    """Refuse parameters that are valid alone and not together."""
-    name = type(estimator).__name__
-    steps = estimator.n_integration_steps
-    if estimator.time == "discrete" and (
-        estimator.method != "euler" or steps not in (None, estimator.n_steps)
-    ):
+    """Refuse an integration that the fitted field does not allow."""
+    name, method = type(estimator).__name__, estimator.method_
+    steps, n_steps = estimator.n_integration_steps_, len(estimator.step_sizes_)
+    if estimator.time_ == "discrete" and (method != "euler" or steps != n_steps):
         raise ValueError(
-            f"time='discrete' of {name} learns the field at the times of n_steps="
-            f"{estimator.n_steps} Euler steps only, so that method must be 'euler' and "
-            f"n_integration_steps None or {estimator.n_steps}. Got method="
-            f"{estimator.method!r} and n_integration_steps={steps}. Use time='continuous'."
+            f"time='discrete' of {name} learns the field at the times of n_steps={n_steps} Euler "
+            f"steps only, so that method must be 'euler' and n_integration_steps None or "
+            f"{n_steps}. Got method={method!r} and n_integration_steps={steps}. Use "
+            "time='continuous'."
         )
+    if estimator.prediction_ == "endpoint" and method == "rk4":
+        raise ValueError(
+            f"method='rk4' of {name} evaluates the field at time 1, where the velocity to a "
+            "predicted endpoint is not defined. Use method='euler' or 'midpoint', or "
+            "prediction='velocity'."
+        )
+
+
+def check_early_stopping(estimator):
+    """Refuse to hold out the only flow."""
     if estimator.early_stopping and estimator.n_flows < 2:
         raise ValueError(
-            f"early_stopping=True of {name} holds out whole flows and needs n_flows of at least "
-            f"2. Got n_flows={estimator.n_flows}."
+            f"early_stopping=True of {type(estimator).__name__} holds out whole flows and needs "
+            f"n_flows of at least 2. Got n_flows={estimator.n_flows}."
         )
 
 
@@ -199,8 +210,10 @@ def checked_network(network):
 
 def check_network_output(module, n_features):
     """Refuse a user's module that has nothing to train or returns another shape."""
-    if not any(True for _ in module.parameters()):
-        raise ValueError("The 'network' parameter must build a module with weights. Got none.")
+    if not any(weights.requires_grad for weights in module.parameters()):
+        raise ValueError(
+            "The 'network' parameter must build a module with weights to train. Got none."
+        )
     x, t = (torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in ((2, n_features), 2))
     mode = module.training
     with torch.no_grad():
@@ -256,18 +269,26 @@ def training_errors(estimator):
     except DivergenceError as error:
         raise ValueError(
             f"Training of {type(estimator).__name__} diverged: {error}. Lower "
-            f"learning_rate_init (got {estimator.learning_rate_init!r}), or rescale the data if "
+            f"learning_rate_init (got {estimator.learning_rate_init_:g}), or rescale the data if "
             "it holds extreme values."
         ) from error
 
 
-def warn_inaccurate(estimator, radius):
-    """Warn of Sinkhorn solves that stopped early, and of a blur that float32 can't resolve.
+def check_simulation(estimator, radius):
+    """Refuse a simulation that failed; warn of one that is inaccurate.
 
     ``radius`` is the largest distance of a particle to the centre, in units of `scale_`.
     """
     name, error = type(estimator).__name__, estimator.sinkhorn_error_
-    if error > estimator.sinkhorn_tol:  # False for NaN: the solver reports no error
+    blur = estimator.blur_ / estimator.scale_
+    if not np.isfinite(radius):
+        raise ValueError(
+            f"The flows of {name} could not be simulated: blur={blur:g} is too small for rows that "
+            "lie as far apart as these. Increase blur, or remove outliers."
+        )
+    # Particles that have arrived keep what earlier steps left of the tolerance: twice it is no
+    # failure. NaN, from a solver that reports no error, compares as False.
+    if error > 2 * estimator.sinkhorn_tol:
         warnings.warn(
             f"Sinkhorn iterations of {name} did not converge: the marginal error of the worst "
             f"solve is {error:.1e} instead of sinkhorn_tol={estimator.sinkhorn_tol:g}. Increase "
@@ -275,8 +296,7 @@ def warn_inaccurate(estimator, radius):
             ConvergenceWarning,
             stacklevel=4,
         )
-    blur = estimator.blur_ / estimator.scale_
-    if (radius / blur) ** 2 > LARGEST_EXPONENT:
+    if (radius / blur) ** 2 > LARGEST_EXPONENT and estimator.solver_ != "pot":
         warnings.warn(
             f"blur={blur:g} is too small for float32: rows lie up to {radius:.1f} scale_ from the "
             "centre, and velocities there are inaccurate. Increase blur, or remove outliers.",

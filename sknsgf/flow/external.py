@@ -24,9 +24,9 @@ from sknsgf.flow.sinkhorn import (
     MAX_DENSE_BYTES,
     SinkhornState,
     SinkhornVelocity,
-    _weights,
     barycentric_projection,
     sinkhorn_velocity,
+    weights_or_equal,
 )
 
 GEOMLOSS_MATRICES = 8  # matrices of the kernel's size that its "tensorized" backend holds
@@ -90,7 +90,7 @@ def geomloss_velocity(
     tensor([[[ 3., -1.]]])
     """
     n, m, d = x.shape[1], y.shape[1], x.shape[2]
-    a, b = _weights(x, a), _weights(y, b)
+    a, b = weights_or_equal(x, a), weights_or_equal(y, b)
     center = y.mean(1, keepdim=True)
     x, y = x - center, y - center
     one = GEOMLOSS_MATRICES * max(n, m) ** 2 * x.element_size()
@@ -207,7 +207,7 @@ def pot_velocity(
     >>> pot_velocity(x, y, blur=0.5).velocity
     tensor([[[ 3., -1.]]])
     """
-    a, b = _weights(x, a), _weights(y, b)
+    a, b = weights_or_equal(x, a), weights_or_equal(y, b)
     solved = []
     for problem in zip(x, y, a, b, strict=True):
         points, target, mass, target_mass = (part.double() for part in problem)

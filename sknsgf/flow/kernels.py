@@ -16,7 +16,9 @@ from torch import Tensor
 LOG2_E = math.log2(math.e)  # exponentials are taken in base 2: up to 3 times faster on CPU
 EXPONENT_FLOOR = -86.0  # 2**-86 = 1e-26: denormal numbers below would slow everything 7 to 10 times
 STREAM_BLOCK = 2**18  # entries of a kernel that are in memory at a time when it is streamed
-ABSORPTION = 30.0  # logarithm of a scaling above which it moves into the stored kernel
+# Logarithm of a scaling above which it moves into the stored kernel: twice that still keeps entries
+# at the floor, e**-60, from weighing anything.
+ABSORPTION = 15.0
 
 
 class DenseKernel:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
 
+_GLOBAL_GENERATOR = RLock()
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -16,7 +18,6 @@ ACTIVATIONS = {
     "elu": nn.ELU,
     "tanh": nn.Tanh,
 }
-SMALLEST_REMAINING_TIME = 0.02
 
 
 class VelocityMLP(nn.Module):
@@ -126,21 +127,26 @@ def build_network(
 def seeded_layers(seed: int) -> Iterator[None]:
     """Make what a user's layers draw a function of ``seed``: initial weights, dropout.
 
-    They draw from torch's global CPU generator: it is seeded for the block and put back as it was.
+    They draw from torch's global CPU generator: it is seeded for the block and put back as it was,
+    by one thread at a time.
     """
-    before = torch.default_generator.get_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        torch.default_generator.set_state(before)
+    with _GLOBAL_GENERATOR:
+        before = torch.default_generator.get_state()
+        try:
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            torch.default_generator.set_state(before)
 
 
-def velocity_field(network: nn.Module, target: str) -> Callable[[Tensor, Tensor], Tensor]:
+def velocity_field(
+    network: nn.Module, target: str, n_steps: int = 100
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Velocity field of a trained network.
 
-    The velocity that leads to a predicted endpoint ``e`` is ``(e - x) / (1 - t)``; the remaining
-    time is kept above 0.02, as the quotient loses its meaning at time 1.
+    The velocity that leads to a predicted endpoint ``e`` is ``(e - x) / (1 - t)``, which has no
+    meaning at time 1. The remaining time is kept above half a step: forward Euler and midpoint
+    steps never evaluate the field later, and backward ones are off by the network's error at most.
 
     Parameters
     ----------
@@ -148,6 +154,8 @@ def velocity_field(network: nn.Module, target: str) -> Callable[[Tensor, Tensor]
         For points of shape (n, d) at times of shape (n,).
     target : {"velocity", "endpoint"}
         What the network was trained on.
+    n_steps : int, default=100
+        Steps of the integration that the field is for.
 
     Returns
     -------
@@ -166,7 +174,7 @@ def velocity_field(network: nn.Module, target: str) -> Callable[[Tensor, Tensor]
         return network
 
     def field(x: Tensor, t: Tensor) -> Tensor:
-        remaining = (1 - t).clamp_min(SMALLEST_REMAINING_TIME)
+        remaining = (1 - t).clamp_min(0.5 / n_steps)
         return (network(x, t) - x) / remaining[:, None]
 
     return field

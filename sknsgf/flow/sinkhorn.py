@@ -52,7 +52,8 @@ MAX_DENSE_BYTES = 2**29  # above, a kernel is streamed instead of stored
 CACHE_BYTES = 2**22  # problems are solved together while their kernels fit in here (CPU)
 ANNEALING_START = 0.03  # first temperature, as a share of the clouds' squared radii
 ANNEALING_FACTOR = 4.0
-ANNEALING_ITERATIONS = 2
+ANNEALING_ITERATIONS = 2, 20  # at each temperature: at least, at most
+ANNEALING_ERROR = 0.1  # marginal error to leave a temperature with
 ANDERSON_MEMORY = 5
 RESTART_GROWTH = 4.0
 MAX_MIXED_STEP = 4.0  # logarithm of a scaling; longer steps are not extrapolated
@@ -204,15 +205,21 @@ class _CrossProblem:
         """Start for a cold solve: from normal laws, a few iterations at falling temperatures."""
         ratio = (ANNEALING_START * sum(self.square_radii()) / eps).clamp_min(1)
         n_levels = math.ceil(math.log(float(ratio.max()), ANNEALING_FACTOR))
-        g = self.normal_start(eps * ratio)
+        g, n_iterations = self.normal_start(eps * ratio), 0
+        at_least, at_most = ANNEALING_ITERATIONS
         for level in range(n_levels):
             temperature = eps * ratio ** (1 - level / n_levels)
             kernel = self.kernel(g, temperature)
             h = torch.zeros_like(g)
-            for _ in range(ANNEALING_ITERATIONS):
-                h = h + _log_ratio(self.b, kernel.marginal(h))
+            for iteration in range(1, at_most + 1):
+                marginal = kernel.marginal(h)
+                h = h + _log_ratio(self.b, marginal)
+                n_iterations += 1
+                error = (marginal - self.b).abs().sum(-1)
+                if iteration >= at_least and float(error.max()) < ANNEALING_ERROR:
+                    break
             g = _zero_mean(g + temperature * h, self.b)
-        return g, n_levels * ANNEALING_ITERATIONS
+        return g, n_iterations
 
     def solve(
         self, g: Tensor | None, eps: Tensor, tol: float, max_iter: int
@@ -316,7 +323,7 @@ def cross_potential(
     >>> cross_potential(x, y, blur=0.5).potential
     tensor([[0.]])
     """
-    problem = _CrossProblem(x, y, _weights(x, a), _weights(y, b), max_bytes)
+    problem = _CrossProblem(x, y, weights_or_equal(x, a), weights_or_equal(y, b), max_bytes)
     return problem.solve(init, _temperature(y, blur), tol, max_iter)[0]
 
 
@@ -347,7 +354,7 @@ def self_potential(
     >>> self_potential(x, blur=1.0, tol=1e-6).potential
     tensor([[0.3465, 0.3465]])
     """
-    a = _weights(x, a)
+    a = weights_or_equal(x, a)
     return _solve_self(x, a, init, _temperature(x, blur), tol, max_iter, max_bytes)[0]
 
 
@@ -441,7 +448,7 @@ def sinkhorn_velocity(
     >>> bool(torch.allclose(v, shift.expand_as(v), atol=1e-3))
     True
     """
-    a, b = _weights(x, a), _weights(y, b)
+    a, b = weights_or_equal(x, a), weights_or_equal(y, b)
     results = []
     for chunk in _problem_chunks(x, y, max_bytes):
         start = None if state is None else SinkhornState(*(_rows(s, chunk) for s in state))
@@ -475,7 +482,8 @@ def _problem_chunks(x: Tensor, y: Tensor, max_bytes: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, x.shape[0], size)]
 
 
-def _weights(cloud: Tensor, weights: Tensor | None) -> Tensor:
+def weights_or_equal(cloud: Tensor, weights: Tensor | None) -> Tensor:
+    """The weights themselves, or equal ones for None."""
     return cloud.new_full(cloud.shape[:2], 1 / cloud.shape[1]) if weights is None else weights
 
 
@@ -491,5 +499,5 @@ def _extension(query, y, g, b, blur):
     """Augmented queries and keys whose products are the exponents of the rows at new points."""
     center = y.mean(1, keepdim=True)
     eps, y = blur**2, y - center
-    bias = (g - _half_square_norm(y)) / eps + _weights(y, b).log()
+    bias = (g - _half_square_norm(y)) / eps + weights_or_equal(y, b).log()
     return with_ones((query - center) / blur), with_column(y / blur, bias), eps

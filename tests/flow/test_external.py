@@ -296,3 +296,14 @@ def test_a_problem_that_does_not_fit_goes_to_keops(d, many, keops, backend, monk
     assert backends == [(backend, 1), (backend, 1)]
     geomloss_velocity(x, y, a, b, blur=0.5)
     assert backends[2:] == [("tensorized", 2)]
+
+
+@pytest.mark.parametrize(("d", "max_bytes"), [(2, 2**20), (5, 2**20)])
+def test_geomloss_agrees_with_ours_through_keops_where_it_is_installed(d, max_bytes):
+    pytest.importorskip("pykeops")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 600, d, generator=generator)
+    y = torch.randn(1, 500, d, generator=generator) + 1
+    ours = sinkhorn_velocity(x, y, blur=0.5, tol=1e-5).velocity
+    theirs = geomloss_velocity(x, y, blur=0.5, tol=1e-4, max_bytes=max_bytes).velocity
+    assert (theirs - ours).norm(dim=-1).median() < 0.03 * ours.norm(dim=-1).mean()

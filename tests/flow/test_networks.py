@@ -192,7 +192,7 @@ def test_field_is_finite_and_moderate_up_to_time_one(target):
     x, _ = batch()
     network = build()
     t = torch.ones(len(x))
-    velocity = velocity_field(network, target)(x, t)
+    velocity = velocity_field(network, target, n_steps=25)(x, t)
     bound = 50 * ((network(x, t) - x).abs().max() + network(x, t).abs().max())
     assert velocity.isfinite().all()
     assert velocity.abs().max() <= bound
@@ -202,3 +202,12 @@ def test_field_of_endpoints_keeps_the_dtype_of_the_points():
     network = build().double()
     velocity = velocity_field(network, "endpoint")(*batch(dtype=torch.float64))
     assert velocity.dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint"])
+@pytest.mark.parametrize("n_steps", [1, 10, 100, 1000])
+def test_a_flow_to_a_predicted_endpoint_arrives_there(method, n_steps):
+    field = velocity_field(lambda x, t: torch.ones_like(x), "endpoint", n_steps)
+    start = torch.zeros(1, 1, dtype=torch.float64)
+    end = integrate(field, start, n_steps=n_steps, method=method).x
+    torch.testing.assert_close(end, torch.ones_like(end), rtol=0, atol=1e-9)

@@ -574,3 +574,27 @@ def test_wide_clouds_with_many_targets_are_streamed_by_blocks_of_their_own_size(
     stored = sinkhorn_velocity(x, y, blur=5.0)
     streamed = sinkhorn_velocity(x, y, blur=5.0, max_bytes=1000)
     torch.testing.assert_close(streamed.velocity, stored.velocity, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [2.0, 3.0])
+def test_tight_clusters_far_apart_are_solved_or_reported_as_unsolved(length):
+    place = 1e-3 * torch.arange(60.0)
+    x = (torch.tensor([0.0] * 20 + [length] * 40) + place)[None, :, None].double()
+    y = (torch.tensor([1.0] * 30 + [1 + length] * 30) + place)[None, :, None].double()
+    solved = cross_potential(x, y, blur=0.1, tol=1e-2)
+    f = extend_potential(x, y, solved.potential, blur=0.1)
+    cost = (x[:, :, None] - y[:, None]).square().sum(-1) / 2
+    plan = torch.exp((f[..., None] + solved.potential[:, None] - cost) / 0.1**2) / 60**2
+    true_error = (plan.sum(1) - 1 / 60).abs().sum(-1)
+    torch.testing.assert_close(solved.error, true_error, rtol=1e-3, atol=1e-6)
+
+
+def test_tight_clusters_of_unequal_shares_are_transported_from_a_cold_start():
+    spread = 0.02 * normal(1, 100, 1)
+    x = torch.tensor([-1.0] * 70 + [1.0] * 30)[None, :, None] + spread
+    y = torch.tensor([-1.0] * 30 + [1.0] * 70)[None, :, None] + spread.flip(1)
+    solved = sinkhorn_velocity(x, y, blur=0.1)
+    assert float(solved.error) < 1e-3
+    torch.testing.assert_close(
+        solved.velocity.mean(), torch.tensor(0.8).double(), rtol=0, atol=0.01
+    )
