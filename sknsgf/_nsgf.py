@@ -99,7 +99,7 @@ class NSGFSampler(BaseFlow):
         particle scheme (as in [1]_; `method` must be "euler" with `n_steps` steps).
     flow_batch_size : int, default=1024
         Particles, and target rows, of one simulated flow. Larger is less biased and costs more. A
-        smaller sample is used whole.
+        smaller sample is used whole; ``fit(X)`` draws as many particles as it uses rows.
     n_flows : int, default=128
         Simulated flows.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
@@ -401,12 +401,13 @@ class NSGFSampler(BaseFlow):
 
     def _simulate(self, X_source, X_target):
         """Trajectories to train on and, for early stopping, of the flows held out."""
-        n = self.flow_batch_size
+        n, seed = self.flow_batch_size, self.random_state
+        targets = RowBatches(X_target, n, self.n_flows, seed, "target")
         if X_source is None:
-            particles = NormalBatches(self.source_mean_, self.source_std_, n, self.random_state)
+            moments = self.source_mean_, self.source_std_
+            particles = NormalBatches(*moments, targets.size, seed)
         else:
-            particles = RowBatches(X_source, n, self.n_flows, self.random_state, "source")
-        targets = RowBatches(X_target, n, self.n_flows, self.random_state, "target")
+            particles = RowBatches(X_source, n, self.n_flows, seed, "source")
         sizes = particles.size, targets.size, len(self.center_)
         self.solver_ = choose_solver(self.solver, *sizes)
         velocity = partial(
