@@ -13,6 +13,7 @@ from sknsgf._torch_bridge import (
     available_device,
     balanced_rows,
     mean_and_variance,
+    one_thread,
     random_rows,
     seed_of,
     thread_map,
@@ -171,7 +172,8 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         target = target[random_rows(len(target), SCORE_ROWS, seed_of(0, "scoring"))]
         scale = np.sqrt(mean_and_variance(self.target_sample_)[1].mean())
         blur = reference_blur(self.n_features_in_) * float(scale) or None
-        return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur, tol=1e-3)
+        with one_thread():
+            return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur, tol=1e-3)
 
     def _sample(self, n_samples, seed):
         if self.source_sample_ is None:
