@@ -46,6 +46,7 @@ def show(pixels, shape, axes_image, axes_cloud, title, rng):
     axes_cloud.scatter(*points.T, c=points, s=2, linewidths=0, depthshade=False)
     axes_cloud.set(xlim=(0, 1), ylim=(0, 1), zlim=(0, 1))
     axes_cloud.set(xlabel="red", ylabel="green", zlabel="blue")
+    axes_cloud.set_box_aspect(None, zoom=0.85)  # room for the labels
 
 
 def main(path):
@@ -80,7 +81,7 @@ def main(path):
     print(f"Fit on {N_FIT} pixels of each photo: {fitted - start:.1f} s.")
     print(f"Transform of {len(source)} pixels: {done - fitted:.1f} s.")
 
-    figure = plt.figure(figsize=(12, 7), layout="constrained")
+    figure = plt.figure(figsize=(12, 6.5), layout="constrained")
     photos = [
         (source, source_shape, "before"),
         (target, target_shape, "target"),
