@@ -30,7 +30,7 @@ class DenseKernel:
 
     def _store(self, offset: Tensor) -> None:
         self.offset = offset
-        keys = with_column(self.k, self.bias + offset)
+        keys = LOG2_E * with_column(self.k, self.bias + offset)
         self.entries = _exponentials(self.q, keys, self.buffer)
 
     def _factors(self, h: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class StreamedKernel:
         self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
 
     def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        keys = with_column(self.k, self.bias + h)
+        keys = LOG2_E * with_column(self.k, self.bias + h)
         for block in row_blocks(self.q, self.k):
             yield block, _exponentials(self.q[:, block], keys, self.buffer)
 
@@ -79,7 +79,7 @@ class DenseSelfPlan:
     """The plan of a cloud with itself, stored: symmetric, entries at most about 1."""
 
     def __init__(self, q: Tensor, bias: Tensor, buffer: Tensor) -> None:
-        self.entries = _symmetric_exponentials(q, bias, slice(None), buffer)
+        self.entries = _symmetric_exponentials(*_symmetric_factors(q, bias), buffer)
 
     def marginal(self, u: Tensor) -> Tensor:
         """Row sums of the plan scaled by ``u`` on both sides."""
@@ -98,9 +98,9 @@ class StreamedSelfPlan:
         self.q, self.bias, self.buffer = q, bias, buffer
 
     def _blocks(self, u: Tensor) -> Iterator[Tensor]:
-        bias = self.bias + u.log()
+        queries, keys = _symmetric_factors(self.q, self.bias + u.log())
         for block in row_blocks(self.q, self.q):
-            yield _symmetric_exponentials(self.q, bias, block, self.buffer)
+            yield _symmetric_exponentials(queries[:, block], keys, self.buffer)
 
     def marginal(self, u: Tensor) -> Tensor:
         """Row sums of the plan scaled by ``u`` on both sides."""
@@ -131,22 +131,25 @@ def with_column(k: Tensor, column: Tensor) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``log2(e) <q_i, k_j>``, written into ``buffer``."""
+    """``<q_i, k_j>``, written into ``buffer``."""
     shape = (q.shape[0], q.shape[1], k.shape[1])
-    return torch.bmm(q, (LOG2_E * k).mT, out=buffer[: math.prod(shape)].view(shape))
+    return torch.bmm(q, k.mT, out=buffer[: math.prod(shape)].view(shape))
 
 
 def _exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``exp(<q_i, k_j> - max_j <q_i, k_j>)``, written into ``buffer``."""
+    """``2 ** (<q_i, k_j> - max_j <q_i, k_j>)``, written into ``buffer``."""
     scores = _scores(q, k, buffer)
     return scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
-def _symmetric_exponentials(q: Tensor, bias: Tensor, rows: slice, buffer: Tensor) -> Tensor:
-    """``exp(<q_i, q_j> + bias_i + bias_j)`` for some rows, written into ``buffer``."""
-    queries = with_column(with_ones(q[:, rows]), bias[:, rows])
-    keys = with_ones(with_column(q, bias))
-    return _scores(queries, keys, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
+def _symmetric_factors(q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose products are ``log2(e) (<q_i, q_j> + bias_i + bias_j)``."""
+    return with_column(with_ones(q), bias), LOG2_E * with_ones(with_column(q, bias))
+
+
+def _symmetric_exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
+    """``2 ** <q_i, k_j>``, written into ``buffer``; no product is much above 0."""
+    return _scores(q, k, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
 def row_blocks(x: Tensor, y: Tensor) -> list[slice]:
