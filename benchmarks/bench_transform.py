@@ -25,7 +25,7 @@ from sknsgf.datasets import make_pair
 from sknsgf.flow.networks import build_network
 
 N_ROWS = 10**6
-ROUNDS = 3
+ROUNDS = 2
 
 
 def bare_evaluations(network, rows, n_evaluations):
