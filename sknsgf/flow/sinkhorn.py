@@ -50,8 +50,8 @@ from sknsgf.flow.kernels import (
 SMALLEST_MASS = 1e-30
 MAX_DENSE_BYTES = 2**29  # above, a kernel is streamed instead of stored
 CACHE_BYTES = 2**22  # problems are solved together while their kernels fit in here (CPU)
-ANNEALING_START = 0.03  # first temperature, as a share of the clouds' squared radii
-ANNEALING_FACTOR = 4.0
+ANNEALING_START = 0.007  # first temperature, as a share of the clouds' squared radii
+ANNEALING_FACTOR = 8.0
 ANNEALING_ITERATIONS = 2, 20  # at each temperature: at least, at most
 ANNEALING_ERROR = 0.1  # marginal error to leave a temperature with
 ANDERSON_MEMORY = 5
@@ -125,8 +125,8 @@ def _log_weights(weights: Tensor) -> Tensor:
 
 def _log_ratio(wanted: Tensor, got: Tensor) -> Tensor:
     """``log(wanted / got)``; a point without weight has nothing to correct."""
-    ratio = (wanted.clamp_min(SMALLEST_MASS) / got.clamp_min(SMALLEST_MASS)).log()
-    return torch.where(wanted > 0, ratio, torch.zeros_like(ratio))
+    ratio = (wanted / got.clamp_min(SMALLEST_MASS)).clamp_min(SMALLEST_MASS).log()
+    return torch.where(wanted > 0, ratio, 0.0)
 
 
 def _zero_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -134,34 +134,35 @@ def _zero_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Anderson:
-    """Type-II Anderson mixing of the fixed points ``h <- h + r(h)`` of a batch of problems."""
+    """Type-II Anderson mixing of the fixed points ``h <- h + r(h)`` of a batch of problems.
+
+    The history has a fixed number of rows; those still empty, or forgotten, get no weight.
+    """
 
     def __init__(self, weights: Tensor) -> None:
-        self.weights = weights[:, None]
-        self.steps: list[Tensor] = []
-        self.changes: list[Tensor] = []
+        self.weights = weights
+        shape = weights.shape[0], ANDERSON_MEMORY, weights.shape[1]
+        self.steps, self.changes, self.weighted = (weights.new_zeros(shape) for _ in range(3))
         self.previous: tuple[Tensor, Tensor] | None = None
+        self.oldest = 0
 
     def forget(self, problems: Tensor) -> None:
         """Restart some problems (boolean mask): without history the next step is a plain one."""
-        keep = (~problems).to(self.weights.dtype)[:, None]
-        self.steps = [keep * step for step in self.steps]
-        self.changes = [keep * change for change in self.changes]
+        for history in (self.steps, self.changes, self.weighted):
+            history[problems] = 0
 
     def next(self, h: Tensor, r: Tensor) -> Tensor:
         if self.previous is not None:
-            step, change = h - self.previous[0], r - self.previous[1]
-            self.steps = [*self.steps, step + change][-ANDERSON_MEMORY:]
-            self.changes = [*self.changes, change][-ANDERSON_MEMORY:]
+            change = r - self.previous[1]
+            self.steps[:, self.oldest] = h - self.previous[0] + change
+            self.changes[:, self.oldest] = change
+            self.weighted[:, self.oldest] = self.weights * change
+            self.oldest = (self.oldest + 1) % ANDERSON_MEMORY
         self.previous = h, r
-        if not self.steps:
-            return h + r
-        changes = torch.stack(self.changes, 1)
-        weighted = changes * self.weights
-        normal = weighted @ changes.mT
+        normal = torch.bmm(self.weighted, self.changes.mT)
         normal.diagonal(dim1=1, dim2=2).mul_(1 + 1e-6).add_(SMALLEST_MASS)
-        mix = torch.linalg.solve_ex(normal, weighted @ r[..., None])[0]
-        return h + r - (torch.stack(self.steps, 1) * mix).sum(1)
+        mix = torch.linalg.solve_ex(normal, torch.bmm(self.weighted, r[..., None]))[0]
+        return torch.baddbmm((h + r)[:, None], mix.mT, self.steps, alpha=-1)[:, 0]
 
 
 class _CrossProblem:
@@ -233,18 +234,25 @@ class _CrossProblem:
         for iteration in range(1, max_iter + 1):
             marginal = kernel.marginal(h)
             error = (marginal - self.b).abs().sum(-1, keepdim=True)
-            step = _zero_mean(_log_ratio(self.b, marginal), self.b)
-            better, failed = error < best, ~(error < RESTART_GROWTH * best)
-            best = torch.where(better, error, best)
-            best_h, best_step = torch.where(better, h, best_h), torch.where(better, step, best_step)
+            step = _log_ratio(self.b, marginal)
+            better = error < best
+            if bool(better.all()):
+                failed, best, best_h, best_step = ~better, error, h, step
+            else:
+                failed = ~(error < RESTART_GROWTH * best)
+                best = torch.where(better, error, best)
+                best_h = torch.where(better, h, best_h)
+                best_step = torch.where(better, step, best_step)
+                h, step = torch.where(failed, best_h, h), torch.where(failed, best_step, step)
             if iteration == max_iter or float(best.max()) < tol:
                 break
             # Plain steps never fail: one from the best potential after a failure, and all long ones
-            h, step = torch.where(failed, best_h, h), torch.where(failed, best_step, step)
             plain = failed | (step.abs().amax(-1, keepdim=True) > MAX_MIXED_STEP)
             if bool(plain.any()):
                 anderson.forget(plain[:, 0])
-            h = torch.where(plain, h + step, anderson.next(h, step))
+                h = torch.where(plain, h + step, anderson.next(h, step))
+            else:
+                h = anderson.next(h, step)
         g = _zero_mean(g + eps * best_h - self.tilt, self.b)
         solved = Potential(g, best[:, 0], n_annealing + iteration)
         return solved, kernel.project(best_h, self.y) + self.mean_y
