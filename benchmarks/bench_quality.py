@@ -18,7 +18,7 @@ from sknsgf.metrics import wasserstein_distance
 
 SEEDS = (0, 1, 2)
 EVALUATIONS = (1, 2, 5, 10, 100)
-N_ROWS = (2**17, 2**14)  # source, target
+N_ROWS = 2**17  # of the source and of the target
 
 
 def measure(pair, seed):

@@ -46,7 +46,8 @@ def seconds(function, *args):
 def measure(flow, dtype):
     """Compare both ways on rows of one dtype."""
     rows = np.random.default_rng(0).standard_normal((N_ROWS, 2)).astype(dtype)
-    network = build_network("mlp", 2, flow.hidden_layer_sizes, flow.activation, seed=0)
+    sizes = flow.hidden_layer_sizes
+    network = build_network("mlp", 2, sizes, flow.activation, None, (), seed=0)
     network = network.to(torch.from_numpy(rows[:1]).dtype)
     reset_peak()
     before = peak_memory()

@@ -41,7 +41,7 @@ def reference_blur(n_features):
 
 
 class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
-    """Base of the flow estimators; a subclass brings ``fit`` and ``_flow``."""
+    """Base of the flow estimators; a subclass brings ``fit``, ``_flow`` and ``_n_times``."""
 
     # X_target is data, as y is: meta-estimators pass it on to fit without being asked to.
     __metadata_request__fit = {"X_target": True}
@@ -50,6 +50,11 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
     @abstractmethod
     def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
         """Function that carries a tensor of points, in the flow's units, along the learned flow."""
+
+    @property
+    @abstractmethod
+    def _n_times(self):
+        """Number of times of a trajectory."""
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "network_parameters_")
@@ -189,7 +194,7 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         frame, device = Frame(self.center_, self.scale_), available_device(self.device_)
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         flow = self._flow(device, dtype, **direction)
-        times = (self.n_integration_steps_ + 1,) if direction.get("return_trajectory") else ()
+        times = (self._n_times,) if direction.get("return_trajectory") else ()
         moved = np.empty((*times, *X.shape), dtype=X.dtype)
 
         def transport(chunk):

@@ -1,71 +1,37 @@
 """Neural Sinkhorn gradient flow as a scikit-learn estimator."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
-from math import ceil
 from numbers import Integral
-from typing import NamedTuple
 
-import numpy as np
-import torch
-from tqdm.auto import tqdm
-
-from sknsgf._base import BaseFlow, reference_blur
-from sknsgf._torch_bridge import (
-    Frame,
-    NormalBatches,
-    RowBatches,
-    flow_chunks,
-    load_arrays,
-    mean_and_variance,
-    one_thread,
-    parameters_to_arrays,
-    pooled_frame,
-    random_rows,
-    seed_of,
-    thread_map,
-    torch_generator,
-    training_mode,
+from sknsgf._base import BaseFlow
+from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
+from sknsgf._training import (
+    NetworkDesign,
+    Simulation,
+    continues,
+    keep_rows,
+    make_pools,
+    resolve,
+    start_network,
+    train_on_pools,
 )
 from sknsgf._validation import (
-    check_combinations,
+    check_discrete_time,
     check_early_stopping,
     check_fit_samples,
-    check_network_output,
+    check_method,
     check_parameter,
     check_same_design,
-    check_scale,
-    check_simulation,
-    checked_network,
-    hidden_sizes,
     options,
     real,
-    resolve_device,
-    training_errors,
     unchanged_on_failure,
+    warn_of_inaccuracy,
     whole_number,
 )
-from sknsgf.flow.external import SOLVERS, choose_solver
+from sknsgf.flow.external import SOLVERS
 from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate
-from sknsgf.flow.networks import ACTIVATIONS, build_network, seeded_layers, velocity_field
-from sknsgf.flow.regression import SCHEDULES, fit_regression
-from sknsgf.flow.trajectories import TIMES, TrajectoryPool, flow_step_sizes, simulate_flow
-
-KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
-ENDPOINT_FEATURES = 16  # from this many features on, endpoints are learned better than velocities
-LEARNING_RATES = {"velocity": 4e-3, "endpoint": 2e-3}
-VALIDATION_POINTS = 8_192  # points of the held-out flows that early stopping looks at
-
-
-class NetworkDesign(NamedTuple):
-    """What it takes to build a fitted network again."""
-
-    network: str | Callable
-    n_features: int
-    hidden_layer_sizes: tuple
-    activation: str | None
-    prediction: str
+from sknsgf.flow.networks import ACTIVATIONS, velocity_field
+from sknsgf.flow.regression import SCHEDULES
+from sknsgf.flow.trajectories import POOL_DTYPES, TIMES, flow_step_sizes
 
 
 class NSGFSampler(BaseFlow):
@@ -109,14 +75,28 @@ class NSGFSampler(BaseFlow):
         L1 error of the marginals at which Sinkhorn iterations stop.
     sinkhorn_max_iter : int, default=200
         Bound on these iterations at each step; a warning says when it is met.
-    network : "mlp" or callable, default="mlp"
-        A callable builds your own :class:`torch.nn.Module` from the number of features;
-        ``module(x, t)`` takes points (n, n_features) and times (n,), and returns (n, n_features).
+    pool : {"memory", "online"}, default="memory"
+        "memory" simulates all flows before training. "online" simulates them in parts that fit in
+        `max_pool_size`, and trains on each for an equal share of the gradient steps.
+    pool_dtype : {"float32", "float16"}, default="float32"
+        Precision that simulated positions are stored in; float16 halves their memory.
+    max_pool_size : float, default=2048
+        Memory for simulated positions, in MB.
+    network : {"mlp", "unet"} or callable, default="mlp"
+        "unet" is a convolutional network for rows that are images. A callable builds your own
+        :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
+        (n, n_features) and times (n,), and returns (n, n_features).
         The callable must be importable (not a lambda) for the estimator to be pickled.
     hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
-        Units of each hidden layer of the "mlp" network. Not used with a callable `network`.
+        Units of each hidden layer of the "mlp" network. Only used with ``network="mlp"``.
     activation : {"relu", "silu", "gelu", "elu", "tanh"}, default="relu"
-        Activation of the "mlp" network. Not used with a callable `network`.
+        Activation of the "mlp" network. Only used with ``network="mlp"``.
+    image_shape : tuple of 3 int or None, default=None
+        Channels, height and width of the images that rows hold, flattened in this order. Only
+        used, and needed, with ``network="unet"``.
+    unet_channels : tuple of int, default=(32, 64)
+        Channels of the "unet" network at each resolution, from the full one downwards. Only used
+        with ``network="unet"``.
     prediction : {"auto", "velocity", "endpoint"}, default="auto"
         What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
         "endpoint" from 16 features on.
@@ -239,9 +219,14 @@ class NSGFSampler(BaseFlow):
         "solver": [options("auto", *SOLVERS)],
         "sinkhorn_tol": [real(0, closed="neither")],
         "sinkhorn_max_iter": [whole_number()],
-        "network": [options("mlp"), callable],
+        "pool": [options("memory", "online")],
+        "pool_dtype": [options(*POOL_DTYPES)],
+        "max_pool_size": [real(0, closed="neither")],
+        "network": [options("mlp", "unet"), callable],
         "hidden_layer_sizes": ["array-like", whole_number()],
         "activation": [options(*ACTIVATIONS)],
+        "image_shape": ["array-like", None],
+        "unet_channels": ["array-like"],
         "prediction": [options("auto", "velocity", "endpoint")],
         "max_iter": [whole_number()],
         "batch_size": [whole_number()],
@@ -274,9 +259,14 @@ class NSGFSampler(BaseFlow):
         solver="auto",
         sinkhorn_tol=1e-2,
         sinkhorn_max_iter=200,
+        pool="memory",
+        pool_dtype="float32",
+        max_pool_size=2048,
         network="mlp",
         hidden_layer_sizes=(128, 128, 128),
         activation="relu",
+        image_shape=None,
+        unet_channels=(32, 64),
         prediction="auto",
         max_iter=6000,
         batch_size=256,
@@ -305,9 +295,14 @@ class NSGFSampler(BaseFlow):
         self.solver = solver
         self.sinkhorn_tol = sinkhorn_tol
         self.sinkhorn_max_iter = sinkhorn_max_iter
+        self.pool = pool
+        self.pool_dtype = pool_dtype
+        self.max_pool_size = max_pool_size
         self.network = network
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
+        self.image_shape = image_shape
+        self.unet_channels = unet_channels
         self.prediction = prediction
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -362,10 +357,14 @@ class NSGFSampler(BaseFlow):
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             self._resolve(X_source, X_target)
             network = self._start_network()
-            pool, held_out = self._simulate(X_source, X_target)
-            with training_errors(self):
-                self._train(network, pool, held_out)
-            self._keep(X_source, X_target)
+            simulation = Simulation(self, X_source, X_target)
+            pool, held_out = make_pools(self, simulation, time=self.time)
+            result = train_on_pools(self, network, pool, held_out, "training")
+            self.network_parameters_ = parameters_to_arrays(result.network)
+            self.loss_curve_ = result.losses
+            self.validation_loss_curve_ = result.validation_losses
+            keep_rows(self, X_source, X_target)
+            warn_of_inaccuracy(self, simulation.radius)
         return self
 
     @property
@@ -373,145 +372,45 @@ class NSGFSampler(BaseFlow):
         """Network evaluations per transported row."""
         return self.n_integration_steps_ * EVALUATIONS_PER_STEP[self.method_]
 
+    @property
+    def n_iter_(self):
+        """Gradient steps done."""
+        return len(self.loss_curve_)
+
+    @property
+    def _n_times(self):
+        return self.n_integration_steps_ + 1
+
     def _resolve(self, X_source, X_target):
-        """Turn the parameters and the samples' moments into what this fit uses."""
-        check_early_stopping(self)
-        self.device_ = resolve_device(self.device)
-        moments = mean_and_variance(X_target)
-        source_moments = moments if X_source is None else mean_and_variance(X_source)
-        self.source_mean_, self.source_std_ = source_moments[0], np.sqrt(source_moments[1])
-        if not self._continues():
-            self.center_, self.scale_ = check_scale(pooled_frame(*source_moments, *moments))
-        n_features = len(self.center_)
-        self.blur_ = self.scale_ * (
-            reference_blur(n_features) if self.blur == "auto" else self.blur
-        )
-        self.prediction_ = self.prediction
-        if self.prediction == "auto":
-            self.prediction_ = "endpoint" if n_features >= ENDPOINT_FEATURES else "velocity"
+        """Turn parameters and the samples' moments into what this fit uses."""
+        check_early_stopping(self, "n_flows")
+        resolve(self, X_source, X_target)
         self.step_sizes_ = flow_step_sizes(self.n_steps, self.step_size)
-        self.learning_rate_init_ = self.learning_rate_init
-        if self.learning_rate_init == "auto":
-            self.learning_rate_init_ = LEARNING_RATES[self.prediction_]
         self.time_ = self.time
         self.method_, self.n_integration_steps_ = self.method, self.n_integration_steps
         if self.n_integration_steps is None:
             self.n_integration_steps_ = self.n_steps if self.time == "discrete" else 10
-        check_combinations(self)
-
-    def _simulate(self, X_source, X_target):
-        """Trajectories to train on and, for early stopping, of the flows held out."""
-        n, seed = self.flow_batch_size, self.random_state
-        targets = RowBatches(X_target, n, self.n_flows, seed, "target")
-        if X_source is None:
-            moments = self.source_mean_, self.source_std_
-            particles = NormalBatches(*moments, targets.size, seed)
-        else:
-            particles = RowBatches(X_source, n, self.n_flows, seed, "source")
-        sizes = particles.size, targets.size, len(self.center_)
-        self.solver_ = choose_solver(self.solver, *sizes)
-        velocity = partial(
-            SOLVERS[self.solver_],
-            blur=self.blur_ / self.scale_,
-            tol=self.sinkhorn_tol,
-            max_iter=self.sinkhorn_max_iter,
-        )
-        frame = Frame(self.center_, self.scale_)
-        shape = (self.n_flows, particles.size, self.n_steps + 1, len(self.center_))
-        positions = torch.empty(shape, dtype=torch.float32, device=self.device_)
-
-        def simulate(flows):
-            x, y = (frame.to_tensor(rows[flows], self.device_) for rows in (particles, targets))
-            with torch.no_grad():
-                flow = simulate_flow(x, y, velocity, self.step_sizes_)
-            positions[flows] = flow.positions.view(positions[flows].shape)
-            progress.update(len(x))
-            return flow.error, float(flow.positions.square().sum(-1).max().sqrt())
-
-        chunks = flow_chunks(self.n_flows, particles.size * targets.size, self.device_)
-        with tqdm(
-            total=self.n_flows, desc="Simulating flows", disable=not self.verbose
-        ) as progress:
-            errors, radii = zip(*thread_map(simulate, chunks, self.n_jobs), strict=True)
-        self.sinkhorn_error_ = float(np.max(errors))
-        check_simulation(self, float(np.max(radii)))
-        n_held_out = 0
-        if self.early_stopping:  # of both kinds, one flow at least
-            n_held_out = min(ceil(self.validation_fraction * self.n_flows), self.n_flows - 1)
-        split = self.n_flows - n_held_out
-        pool = partial(TrajectoryPool, time=self.time, target=self.prediction_)
-        held_out = pool(positions[split:].flatten(0, 1)) if n_held_out else None
-        return pool(positions[:split].flatten(0, 1)), held_out
-
-    def _train(self, network, pool, held_out):
-        """Velocity-field matching: regress the network on the trajectories."""
-        generator = torch_generator(seed_of(self.random_state, "training"), self.device_)
-        with (
-            one_thread(),
-            self._own_layers("training"),
-            tqdm(total=self.max_iter, desc="Training", disable=not self.verbose) as progress,
-        ):
-            result = fit_regression(
-                network.to(self.device_),
-                lambda: pool.draw(self.batch_size, generator),
-                n_iterations=self.max_iter,
-                learning_rate=self.learning_rate_init_,
-                schedule=self.learning_rate,
-                weight_decay=self.weight_decay,
-                ema_decay=self.ema_decay,
-                validation=held_out and held_out.draw(VALIDATION_POINTS, generator),
-                tol=self.tol,
-                n_iter_no_change=self.n_iter_no_change,
-                on_iteration=lambda _: progress.update(),
-            )
-        self.network_parameters_ = parameters_to_arrays(result.network)
-        self.loss_curve_ = result.losses
-        self.validation_loss_curve_ = result.validation_losses
-        self.n_iter_ = len(result.losses)
-
-    def _continues(self):
-        return self.warm_start and self.__sklearn_is_fitted__()
+        check_discrete_time(self)
+        check_method(self)
 
     def _start_network(self):
         """Network with fresh weights, or with those of the last fit under warm start."""
-        layers = hidden_sizes(self.hidden_layer_sizes), self.activation
-        if self.network != "mlp":
-            layers = (), None
-        design = NetworkDesign(self.network, self.n_features_in_, *layers, self.prediction_)
-        continues = self._continues()
-        if continues:
+        design, arrays = NetworkDesign.of(self), None
+        if continues(self):
             check_same_design(design, self._design)
+            arrays = self.network_parameters_
         self._design = design
-        seed = seed_of(self.random_state, "network")
-        with self._own_layers("network"):
-            network = build_network(checked_network(self.network), *design[1:-1], seed)
-            check_network_output(network, self.n_features_in_)
-        return load_arrays(network, self.network_parameters_) if continues else network
-
-    def _own_layers(self, stream):
-        """Context for what the layers of a user's network draw."""
-        if self.network == "mlp":
-            return nullcontext()
-        return seeded_layers(seed_of(self.random_state, stream))
-
-    def _keep(self, X_source, X_target):
-        """Keep a bounded part of the samples, for sample and score."""
-        rows = random_rows(len(X_target), KEPT_ROWS, seed_of(self.random_state, "kept"))
-        self.target_sample_ = X_target[rows]
-        self.source_sample_ = None
-        if X_source is not None:
-            rows = random_rows(len(X_source), KEPT_ROWS, seed_of(self.random_state, "kept"))
-            self.source_sample_ = X_source[rows]
+        return start_network(self, design, arrays, "network")
 
     def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
         """Function that integrates the learned field from a tensor of points."""
-        network = build_network(*self._design[:-1], seed=0)
-        network = load_arrays(network, self.network_parameters_).to(device, dtype)
+        network = load_arrays(self._design.build(), self.network_parameters_).to(device, dtype)
         steps, method = self.n_integration_steps_, self.method_
         check_parameter("n_integration_steps_", steps, whole_number(), type(self).__name__)
         check_parameter("method_", method, options(*METHODS), type(self).__name__)
-        check_combinations(self)
-        field = velocity_field(network, self._design.prediction, steps)
+        check_discrete_time(self)
+        check_method(self)
+        field = velocity_field(network, self._design.prediction, 0.5 / steps)
 
         def flow(points):
             return integrate(

@@ -10,7 +10,11 @@ from joblib import Parallel, delayed
 from sklearn.utils import check_random_state, gen_batches
 from threadpoolctl import ThreadpoolController
 
-STREAMS = ("source", "target", "network", "training", "kept", "sampling", "scoring")
+STREAMS = (
+    *("source", "target", "network", "training", "kept", "sampling", "scoring"),
+    *("pairing source", "pairing target", "pairing"),
+    *("straight network", "straight training", "transition network", "transition training"),
+)
 CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28
 STATISTICS_ENTRIES = 2**20  # entries of an array read at a time for means and variances
@@ -105,9 +109,9 @@ class RowBatches:
 class NormalBatches:
     """Minibatches drawn from a normal law with independent features."""
 
-    def __init__(self, mean, std, size, random_state):
+    def __init__(self, mean, std, size, random_state, stream):
         self.mean, self.std, self.size = mean, std, size
-        self.seed = seed_of(random_state, "source")
+        self.seed = seed_of(random_state, stream)
 
     def __getitem__(self, flows):
         rng = np.random.default_rng([self.seed, flows.start])

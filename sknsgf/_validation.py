@@ -3,6 +3,7 @@
 import re
 import warnings
 from contextlib import contextmanager
+from math import ceil
 from numbers import Integral, Real
 
 import numpy as np
@@ -152,8 +153,8 @@ def check_scale(frame):
     return frame
 
 
-def check_combinations(estimator):
-    """Refuse an integration that the fitted field does not allow."""
+def check_discrete_time(estimator):
+    """Refuse an integration that a field at discrete times does not allow."""
     name, method = type(estimator).__name__, estimator.method_
     steps, n_steps = estimator.n_integration_steps_, len(estimator.step_sizes_)
     if estimator.time_ == "discrete" and (method != "euler" or steps != n_steps):
@@ -163,6 +164,11 @@ def check_combinations(estimator):
             f"{n_steps}. Got method={method!r} and n_integration_steps={steps}. Use "
             "time='continuous'."
         )
+
+
+def check_method(estimator):
+    """Refuse an integration method that the fitted field does not allow."""
+    name, method = type(estimator).__name__, estimator.method_
     if estimator.prediction_ == "endpoint" and method == "rk4":
         raise ValueError(
             f"method='rk4' of {name} evaluates the field at time 1, where the velocity to a "
@@ -171,13 +177,14 @@ def check_combinations(estimator):
         )
 
 
-def check_early_stopping(estimator):
-    """Refuse to hold out the only flow."""
-    if estimator.early_stopping and estimator.n_flows < 2:
-        raise ValueError(
-            f"early_stopping=True of {type(estimator).__name__} holds out whole flows and needs "
-            f"n_flows of at least 2. Got n_flows={estimator.n_flows}."
-        )
+def check_early_stopping(estimator, *names):
+    """Refuse to hold out the only batch; the names are those of parameters that count batches."""
+    for name in names:
+        if estimator.early_stopping and getattr(estimator, name) < 2:
+            raise ValueError(
+                f"early_stopping=True of {type(estimator).__name__} holds out whole batches and "
+                f"needs {name} of at least 2. Got {name}={getattr(estimator, name)}."
+            )
 
 
 def hidden_sizes(sizes):
@@ -191,9 +198,54 @@ def hidden_sizes(sizes):
     return tuple(int(size) for size in sizes)
 
 
+def image_design(estimator):
+    """Parameters of an image network: the shape and the channels, as tuples of ints."""
+    name, shape = type(estimator).__name__, estimator.image_shape
+    n_features = estimator.n_features_in_
+    shape = () if shape is None else tuple(shape)
+    if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
+        raise ValueError(
+            f"network='unet' of {name} needs image_shape=(channels, height, width), three ints of "
+            f"at least 1. Got {estimator.image_shape!r}."
+        )
+    if np.prod(shape) != n_features:
+        raise ValueError(
+            f"image_shape={shape} of {name} describes rows of {np.prod(shape)} features, but X has "
+            f"{n_features}. Rows are images (channels, height, width) laid flat in this order."
+        )
+    channels = tuple(estimator.unet_channels)
+    if not channels or not all(isinstance(size, Integral) and size >= 1 for size in channels):
+        raise ValueError(
+            "The 'unet_channels' parameter must be a sequence of ints of at least 1. Got "
+            f"{estimator.unet_channels!r} instead."
+        )
+    return tuple(map(int, shape)), tuple(map(int, channels))
+
+
+def check_pool_size(estimator, n_flows, flow_bytes, counted):
+    """Number of parts that keep a pool within `max_pool_size`; ``counted`` names its sizes."""
+    budget, total = estimator.max_pool_size * 1e6, n_flows * flow_bytes
+    if total <= budget:
+        return 1
+    name = type(estimator).__name__
+    if estimator.pool == "memory":
+        raise ValueError(
+            f"The pool of {name} would take {total / 1e6:.0f} MB, more than "
+            f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use pool_dtype='float16' "
+            "or pool='online', or raise max_pool_size."
+        )
+    if flow_bytes > budget:
+        raise ValueError(
+            f"One batch of the pool of {name} takes {flow_bytes / 1e6:.1f} MB, more than "
+            f"max_pool_size={estimator.max_pool_size:g}. Lower {counted.split(' or ')[-1]}, or "
+            "raise max_pool_size."
+        )
+    return ceil(n_flows / (budget // flow_bytes))
+
+
 def checked_network(network):
     """The 'network' parameter; a callable is wrapped so that what it builds is checked."""
-    if network == "mlp":
+    if isinstance(network, str):
         return network
     wanted = "The 'network' parameter must be 'mlp' or a callable that builds a torch.nn.Module"
     if isinstance(network, torch.nn.Module):
@@ -274,18 +326,23 @@ def training_errors(estimator):
         ) from error
 
 
-def check_simulation(estimator, radius):
-    """Refuse a simulation that failed; warn of one that is inaccurate.
+def check_finite_flows(estimator, radius):
+    """Refuse simulated flows that are no longer finite numbers.
 
     ``radius`` is the largest distance of a particle to the centre, in units of `scale_`.
     """
-    name, error = type(estimator).__name__, estimator.sinkhorn_error_
-    blur = estimator.blur_ / estimator.scale_
     if not np.isfinite(radius):
         raise ValueError(
-            f"The flows of {name} could not be simulated: blur={blur:g} is too small for rows that "
-            "lie as far apart as these. Increase blur, or remove outliers."
+            f"The flows of {type(estimator).__name__} could not be simulated: "
+            f"blur={estimator.blur_ / estimator.scale_:g} is too small for rows that lie as far "
+            "apart as these. Increase blur, or remove outliers."
         )
+
+
+def warn_of_inaccuracy(estimator, radius):
+    """Warn the caller of fit of Sinkhorn solves that are inaccurate; ``radius`` as above."""
+    name, error = type(estimator).__name__, estimator.sinkhorn_error_
+    blur = estimator.blur_ / estimator.scale_
     # Particles that have arrived keep what earlier steps left of the tolerance: twice it is no
     # failure. NaN, from a solver that reports no error, compares as False.
     if error > 2 * estimator.sinkhorn_tol:
@@ -294,12 +351,12 @@ def check_simulation(estimator, radius):
             f"solve is {error:.1e} instead of sinkhorn_tol={estimator.sinkhorn_tol:g}. Increase "
             "sinkhorn_max_iter or blur, or accept a larger sinkhorn_tol.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     if (radius / blur) ** 2 > LARGEST_EXPONENT and estimator.solver_ != "pot":
         warnings.warn(
             f"blur={blur:g} is too small for float32: rows lie up to {radius:.1f} scale_ from the "
             "centre, and velocities there are inaccurate. Increase blur, or remove outliers.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )

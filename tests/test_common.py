@@ -5,7 +5,7 @@ from unittest import SkipTest
 import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from sknsgf import NSGFSampler
+from sknsgf import NSGFPlusPlus, NSGFSampler
 
 CHEAP = {
     "n_flows": 4,
@@ -14,14 +14,17 @@ CHEAP = {
     "flow_batch_size": 64,
     "sinkhorn_max_iter": 500,  # 15 rows are all corners: now and then 200 iterations are too few
 }
+CHEAP_PAIRS = {**CHEAP, "n_flows": 2, "max_iter": 20, "n_pairings": 2, "pairing_size": 32}
 
 
-def each_check(estimator):
-    """Parametrize a test with scikit-learn's checks of an estimator."""
-    checks = list(estimator_checks_generator(estimator))
-    return pytest.mark.parametrize(
-        ("estimator", "check"), checks, ids=[check.func.__name__ for _, check in checks]
-    )
+def each_check(**estimators):
+    """Parametrize a test with scikit-learn's checks of each estimator."""
+    cases = [
+        pytest.param(estimator, check, id=f"{name}-{check.func.__name__}")
+        for name, estimator in estimators.items()
+        for estimator, check in estimator_checks_generator(estimator)
+    ]
+    return pytest.mark.parametrize(("estimator", "check"), cases)
 
 
 def run(check, estimator):
@@ -34,12 +37,16 @@ def run(check, estimator):
         raise
 
 
-@each_check(NSGFSampler(**CHEAP))
+@each_check(
+    NSGFSampler=NSGFSampler(**CHEAP),
+    consistent=NSGFPlusPlus(**CHEAP_PAIRS),
+    paper=NSGFPlusPlus(**CHEAP_PAIRS, mode="paper"),
+)
 def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
     run(check, estimator)
 
 
 @pytest.mark.slow
-@each_check(NSGFSampler())
+@each_check(NSGFSampler=NSGFSampler(), consistent=NSGFPlusPlus(), paper=NSGFPlusPlus(mode="paper"))
 def test_the_estimator_passes_the_checks_of_scikit_learn_at_default_settings(estimator, check):
     run(check, estimator)

@@ -1006,7 +1006,7 @@ def interruption_in_training(flow, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sknsgf._nsgf.fit_regression", interrupted)
+    monkeypatch.setattr("sknsgf._training.fit_regression", interrupted)
     flow.fit(X_source + 1, X_target)
 
 
@@ -1014,7 +1014,7 @@ def interruption_in_simulation(flow, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sknsgf._nsgf.simulate_flow", interrupted)
+    monkeypatch.setattr("sknsgf._training.simulate_flow", interrupted)
     flow.fit(X_source + 1, X_target)
 
 
@@ -1022,7 +1022,7 @@ def failure_at_the_end(flow, monkeypatch):
     def failed(*args):
         raise MemoryError
 
-    monkeypatch.setattr("sknsgf._nsgf.random_rows", failed)
+    monkeypatch.setattr("sknsgf._training.random_rows", failed)
     flow.fit(X_source + 1, X_target)
 
 

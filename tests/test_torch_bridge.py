@@ -210,13 +210,13 @@ def test_minibatches_of_source_and_target_are_drawn_apart():
 
 def test_minibatches_of_normal_draws_have_the_moments_and_never_repeat():
     mean, std = np.array([3.0, -1.0]), np.array([2.0, 0.0])
-    batches = NormalBatches(mean, std, 500, random_state=0)
+    batches = NormalBatches(mean, std, 500, 0, "source")
     first, second = batches[slice(0, 10)], batches[slice(10, 20)]
     assert first.shape == second.shape == (10, 500, 2)
     np.testing.assert_allclose(first.mean(axis=(0, 1)), mean, atol=0.1)
     np.testing.assert_allclose(first.std(axis=(0, 1)), std, atol=0.1)
     assert len(np.unique([first[..., 0], second[..., 0]])) == 10_000
-    again = NormalBatches(mean, std, 500, random_state=0)
+    again = NormalBatches(mean, std, 500, 0, "source")
     np.testing.assert_array_equal(again[slice(0, 10)], first)
 
 

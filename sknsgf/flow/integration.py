@@ -1,4 +1,4 @@
-"""Fixed-step integration of a velocity field over the flow time [0, 1], in either direction."""
+"""Fixed-step integration of a velocity field over the flow time, in either direction."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, t), shapes (n, d) and (n,) -> (n, d)
-TimedField = Callable[[Tensor, float], Tensor]  # the same, with one time for all rows
+Time = float | Tensor  # one for all points, or one for each, of shape (n, 1)
+TimedField = Callable[[Tensor, Time], Tensor]
 
 
 class Integration(NamedTuple):
@@ -26,18 +27,19 @@ class Integration(NamedTuple):
     n_evaluations: int
 
 
-def _euler_step(field: TimedField, x: Tensor, start: float, end: float) -> Tensor:
+def _euler_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
     """Move with the velocity at the earlier flow time, as a field may be singular at time 1."""
-    return x + (end - start) * field(x, min(start, end))
+    pick = torch.minimum if isinstance(start, Tensor) else min
+    return x + (end - start) * field(x, pick(start, end))
 
 
-def _midpoint_step(field: TimedField, x: Tensor, start: float, end: float) -> Tensor:
+def _midpoint_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
     """Move with the velocity halfway."""
     half = (end - start) / 2
     return x + 2 * half * field(x + half * field(x, start), start + half)
 
 
-def _rk4_step(field: TimedField, x: Tensor, start: float, end: float) -> Tensor:
+def _rk4_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
     """Move with the weighted mean of the four velocities of Runge and Kutta."""
     half = (end - start) / 2
     v1 = field(x, start)
@@ -57,10 +59,11 @@ def integrate(
     *,
     n_steps: int,
     method: str = "euler",
+    start: float | Tensor = 0.0,
     backward: bool = False,
     return_trajectory: bool = False,
 ) -> Integration:
-    """Integrate dx/dt = velocity(x, t) from time 0 to time 1 in equal steps.
+    """Integrate dx/dt = velocity(x, t) from time ``start`` to time 1 in equal steps.
 
     Parameters
     ----------
@@ -72,9 +75,12 @@ def integrate(
         Number of steps, at least 1.
     method : {"euler", "midpoint", "rk4"}, default="euler"
         Scheme of order 1, 2 or 4, with 1, 2 or 4 evaluations per step.
+    start : float or Tensor of shape (n,), default=0.0
+        Earliest time, for all points or for each; a point that starts at time 1 stays.
     backward : bool, default=False
-        Integrate from time 1 to time 0. Euler then takes each step's velocity at the earlier time,
-        so that the field is never evaluated at time 1; the other methods do evaluate it there.
+        Integrate from time 1 to ``start``. Euler then takes each step's velocity at the earlier
+        time, so that the field is never evaluated at time 1; the other methods do evaluate it
+        there.
     return_trajectory : bool, default=False
         Whether to return the points at the start and after each step.
 
@@ -92,15 +98,103 @@ def integrate(
     """
     n_evaluations = 0
 
-    def field(x: Tensor, t: float) -> Tensor:
+    def field(x: Tensor, t: Time) -> Tensor:
         nonlocal n_evaluations
         n_evaluations += 1
-        return velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
+        return velocity(x, t[:, 0] if isinstance(t, Tensor) else x.new_full((len(x),), t))
 
-    times = [k / n_steps for k in range(n_steps + 1)]
+    first = start[:, None] if isinstance(start, Tensor) else start
+    times = [first + k / n_steps * (1 - first) for k in range(n_steps + 1)]
     trajectory = [x] if return_trajectory else None
-    for start, end in pairwise(reversed(times) if backward else times):
-        x = METHODS[method](field, x, start, end)
+    for here, there in pairwise(reversed(times) if backward else times):
+        x = METHODS[method](field, x, here, there)
         if trajectory is not None:
             trajectory.append(x)
     return Integration(x if trajectory is None else torch.stack(trajectory), n_evaluations)
+
+
+def integrate_back(
+    velocity: Velocity,
+    x: Tensor,
+    start_time: Callable[[Tensor], Tensor],
+    *,
+    n_steps: int,
+    return_trajectory: bool = False,
+) -> Integration:
+    """Integrate from time 1 back, each point to the start time that belongs to where it then is.
+
+    The inverse of :func:`integrate` with ``start=start_time(x)`` up to the error of Euler's method:
+    a point stops once the time it has come back to is its own start time.
+
+    Parameters
+    ----------
+    velocity, x, n_steps, return_trajectory
+        As in :func:`integrate`; steps have length ``1 / n_steps`` or what is left.
+    start_time : callable x -> Tensor of shape (n,)
+        Time between 0 and 1 at which the field takes over a point; evaluated at each step.
+
+    Returns
+    -------
+    Integration
+        ``n_evaluations`` counts the calls made to the velocity.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.integration import integrate_back
+    >>> half = lambda x: torch.full((len(x),), 0.5)
+    >>> integrate_back(lambda x, t: torch.ones_like(x), torch.ones(1, 1), half, n_steps=4).x
+    tensor([[0.5000]])
+    """
+    t = x.new_ones(len(x))
+    trajectory = [x]
+    for _ in range(n_steps):
+        step = (t - start_time(x)).clamp(0, 1 / n_steps)
+        t = t - step
+        x = x - step[:, None] * velocity(x, t)
+        trajectory.append(x)
+    return Integration(torch.stack(trajectory) if return_trajectory else x, n_steps)
+
+
+def invert_euler(velocity: Velocity, x: Tensor, *, n_steps: int, n_iterations: int = 50) -> Tensor:
+    """Where forward Euler steps from time 0 to 1 must have started to end at ``x``.
+
+    Each step ``x = z + h velocity(z, t)`` is solved for ``z`` by damped fixed-point iterations,
+    with a damping for each point that is halved whenever its residual would grow: it ends at the
+    point where the step leads closest. A few large steps are inverted far better so than by
+    integrating backward.
+
+    Parameters
+    ----------
+    velocity, x, n_steps
+        As in :func:`integrate`.
+    n_iterations : int, default=50
+        Evaluations for each step.
+
+    Returns
+    -------
+    Tensor of shape (n, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.integration import invert_euler
+    >>> invert_euler(lambda z, t: 3 * z, torch.tensor([[4.0]]), n_steps=1)
+    tensor([[1.]])
+    """
+    for step in reversed(range(n_steps)):
+        t = x.new_full((len(x),), step / n_steps)
+
+        def residual(z: Tensor, t: Tensor = t, end: Tensor = x) -> Tensor:
+            return end - z - velocity(z, t) / n_steps
+
+        z, damping = x, x.new_ones((len(x), 1))
+        r = residual(z)
+        for _ in range(n_iterations - 1):
+            tried = z + damping * r
+            new = residual(tried)
+            closer = new.norm(dim=-1, keepdim=True) < r.norm(dim=-1, keepdim=True)
+            z, r = torch.where(closer, tried, z), torch.where(closer, new, r)
+            damping = torch.where(closer, (1.5 * damping).clamp_max(1), damping / 2)
+        x = z
+    return x

@@ -120,6 +120,13 @@ def row_sums(entries: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(values.mT.contiguous(), entries.mT).mT
 
 
+def scaled_exponentials(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(<q_i, k_j> - largest_i)`` and ``largest_i``, of shape (B, n, 1); differentiable."""
+    scores = q @ (LOG2_E * k).mT
+    largest = scores.detach().amax(-1, keepdim=True)
+    return (scores - largest).clamp(min=EXPONENT_FLOOR).exp2(), largest / LOG2_E
+
+
 def with_ones(q: Tensor) -> Tensor:
     """Append a coordinate 1 to each point."""
     return torch.cat([q, torch.ones_like(q[..., :1])], -1)

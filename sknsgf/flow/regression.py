@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, Tensor, Tensor]  # points (n, d), times (n,), targets (n, d)
+Batch = tuple[Tensor, ...]  # what the network is called with, and last the targets
 SCHEDULES = ("cosine", "constant")
 CHECK_EVERY = 100  # iterations between two looks at the losses (each look waits for the device)
 
@@ -43,15 +43,16 @@ def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
     Parameters
     ----------
     network : nn.Module
-        Called as ``network(x, t)``.
-    batch : (x, t, target), Tensor of shapes (n, d), (n,) and (n, d)
+        Called with all but the last tensor of the batch.
+    batch : tuple of Tensor
+        For a velocity ``(x, t, target)`` of shapes (n, d), (n,) and (n, d).
 
     Returns
     -------
     Tensor of shape ()
     """
-    x, t, target = batch
-    return (network(x, t) - target).square().mean()
+    *inputs, target = batch
+    return (network(*inputs) - target).square().mean()
 
 
 def fit_regression(

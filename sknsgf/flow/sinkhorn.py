@@ -43,6 +43,7 @@ from sknsgf.flow.kernels import (
     kernel_buffer,
     row_blocks,
     row_sums,
+    scaled_exponentials,
     with_column,
     with_ones,
 )
@@ -391,7 +392,10 @@ def extend_potential(
     Tensor of shape (B, q)
     """
     query, keys, eps = _extension(query, y, g, b, blur)
-    rows = [torch.logsumexp(query[:, block] @ keys.mT, -1) for block in row_blocks(query, keys)]
+    rows = []
+    for block in row_blocks(query, keys):
+        entries, largest = scaled_exponentials(query[:, block], keys)
+        rows.append(entries.sum(-1).log() + largest[..., 0])
     norm = _half_square_norm(query[..., :-1])  # of the scaled query: already divided by eps
     return eps * (norm - torch.cat(rows, 1))
 
@@ -408,12 +412,26 @@ def barycentric_projection(
     Tensor of shape (B, q, d)
     """
     center = y.mean(1, keepdim=True)
-    query, keys, _ = _extension(query, y, g, b, blur)
-    out = [
-        row_sums(torch.softmax(query[:, block] @ keys.mT, -1), y - center)
-        for block in row_blocks(query, keys)
-    ]
+    out = []
+    for block in row_blocks(query, y):
+        plan = plan_rows(query[:, block], y, g, b, blur=blur)
+        out.append(row_sums(plan, y - center) / plan.sum(-1, keepdim=True))
     return torch.cat(out, 1) + center
+
+
+def plan_rows(
+    query: Tensor, y: Tensor, g: Tensor, b: Tensor | None = None, *, blur: float
+) -> Tensor:
+    """Rows of the plan at query points, each divided by its largest entry.
+
+    The parameters are those of :func:`extend_potential`; nothing is cut into blocks.
+
+    Returns
+    -------
+    Tensor of shape (B, q, m)
+    """
+    query, keys, _ = _extension(query, y, g, b, blur)
+    return scaled_exponentials(query, keys)[0]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor
 from sknsgf.flow.sinkhorn import SinkhornVelocity
 
 TIMES = ("continuous", "discrete")
+POOL_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Flow(NamedTuple):
@@ -34,19 +35,22 @@ class Flow(NamedTuple):
     error: float
 
 
-def flow_step_sizes(n_steps: int, step_size: float | str) -> list[float]:
+def flow_step_sizes(n_steps: int, step_size: float | str, share: float = 1.0) -> list[float]:
     """Step sizes of the particle scheme.
 
-    ``"auto"`` gives ``1 / (n_steps - k)``: particles keep their speed and the last step, of size
-    1, ends at the (debiased) barycentres of the target. A number gives equal steps, after which a
-    share ``(1 - step_size) ** n_steps`` of the way is left when the blur is small.
+    ``"auto"`` gives ``share / (n_steps - share * k)``: particles keep their speed and go this share
+    of the way; with all of it, the last step, of size 1, ends at the (debiased) barycentres of the
+    target. A number gives equal steps, after which a share ``(1 - step_size) ** n_steps`` of the
+    way is left when the blur is small.
 
     Parameters
     ----------
     n_steps : int
         Number of steps, at least 1.
     step_size : float or "auto"
-        Size of every step, or steps that finish the way.
+        Size of every step, or steps of constant speed.
+    share : float, default=1.0
+        Share of the way that steps of constant speed go. Only used with "auto".
 
     Returns
     -------
@@ -59,7 +63,7 @@ def flow_step_sizes(n_steps: int, step_size: float | str) -> list[float]:
     [0.25, 0.3333333333333333, 0.5, 1.0]
     """
     if step_size == "auto":
-        return [1 / (n_steps - k) for k in range(n_steps)]
+        return [share / (n_steps - share * k) for k in range(n_steps)]
     return [step_size] * n_steps
 
 
@@ -116,7 +120,8 @@ class TrajectoryPool:
     Parameters
     ----------
     positions : Tensor of shape (n_trajectories, n_steps + 1, d)
-        Positions of each particle at times ``k / n_steps``; kept, not copied.
+        Positions of each particle at times ``k / n_steps``; kept, not copied. Half precision is
+        for storage only: what is drawn is float32 then.
     time : {"continuous", "discrete"}, default="continuous"
         Whether times are drawn from the interval [0, 1), with positions interpolated between two
         steps, or from the grid ``k / n_steps``.
@@ -138,6 +143,7 @@ class TrajectoryPool:
         self, positions: Tensor, *, time: str = "continuous", target: str = "velocity"
     ) -> None:
         self.positions, self.time, self.target = positions, time, target
+        self.dtype = torch.promote_types(positions.dtype, torch.float32)
         self._epoch = positions.new_empty(0, dtype=torch.int64)
 
     @property
@@ -165,14 +171,14 @@ class TrajectoryPool:
         Returns
         -------
         x, t, target : Tensor of shapes (n, d), (n,) and (n, d)
-            In the dtype and on the device of the positions.
+            On the device of the positions.
         """
         rows = self._next_rows(n, generator)
         t = self._stratified_times(n, generator)
         step = (t * self.n_steps).long().clamp_(max=self.n_steps - 1)
         if self.time == "discrete":
             t = step.to(t) / self.n_steps
-        here = self.positions[rows, step]
+        here = self.positions[rows, step].to(self.dtype)
         move = self.positions[rows, step + 1] - here
         x = here + (t * self.n_steps - step)[:, None] * move
         velocity = self.n_steps * move
@@ -191,5 +197,41 @@ class TrajectoryPool:
         kind = {"generator": generator, "device": generator.device}
         strata = torch.randperm(n, **kind)
         within = torch.rand(n, dtype=torch.float64, **kind)
-        t = ((strata + within) / n).to(self.positions)
+        t = ((strata + within) / n).to(self.positions.device, self.dtype)
         return t.clamp_(max=1 - torch.finfo(t.dtype).eps / 2)  # rounding may have given 1
+
+
+class PoolInParts:
+    """A pool that is made in parts, one after another, each used for an equal share of the draws.
+
+    Only one part is in memory at a time; the first is made at once.
+
+    Parameters
+    ----------
+    make_part : callable (index) -> TrajectoryPool
+        Makes the part with a number from 0 to ``n_parts - 1``.
+    n_parts : int
+        Number of parts.
+    n_draws : int
+        Number of draws that will be made; later ones come from the last part.
+    """
+
+    def __init__(
+        self, make_part: Callable[[int], TrajectoryPool], n_parts: int, n_draws: int
+    ) -> None:
+        self.make_part, self.n_parts, self.n_draws = make_part, n_parts, n_draws
+        self.index, self.n_drawn = 0, 0
+        self.part: TrajectoryPool | None = make_part(0)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw as :meth:`TrajectoryPool.draw` does."""
+        index = min(self.n_drawn * self.n_parts // self.n_draws, self.n_parts - 1)
+        if index != self.index:
+            self.part = None  # its memory is needed
+            self.part, self.index = self.make_part(index), index
+        self.n_drawn += 1
+        return self.part.draw(n, generator)
+
+    def restart(self) -> None:
+        """Draw from the first part again, as if nothing had been drawn."""
+        self.n_drawn = 0

@@ -1,4 +1,5 @@
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -8,7 +9,13 @@ from threadpoolctl import threadpool_limits
 from sknsgf.flow.external import SOLVERS
 from sknsgf.flow.integration import integrate
 from sknsgf.flow.sinkhorn import SinkhornVelocity, sinkhorn_velocity
-from sknsgf.flow.trajectories import TrajectoryPool, flow_step_sizes, simulate_flow
+from sknsgf.flow.trajectories import (
+    POOL_DTYPES,
+    PoolInParts,
+    TrajectoryPool,
+    flow_step_sizes,
+    simulate_flow,
+)
 
 accurate = partial(sinkhorn_velocity, blur=0.5, tol=1e-5, max_iter=500)
 
@@ -48,12 +55,14 @@ def test_automatic_steps_leave_nothing_of_the_way(n_steps):
     assert math.prod(1 - size for size in sizes) == 0
 
 
-def test_automatic_steps_keep_the_speed():
+@pytest.mark.parametrize("share", [0.2, 0.7, 1.0])
+@pytest.mark.parametrize("n_steps", [1, 2, 7])
+def test_automatic_steps_go_a_share_of_the_way_at_constant_speed(n_steps, share):
     remaining, covered = 1.0, []
-    for size in flow_step_sizes(7, "auto"):
+    for size in flow_step_sizes(n_steps, "auto", share):
         covered.append(remaining * size)
         remaining *= 1 - size
-    assert covered == pytest.approx([1 / 7] * 7)
+    assert covered == pytest.approx([share / n_steps] * n_steps)
 
 
 @pytest.mark.parametrize(("n_steps", "step_size"), [(5, 0.2), (10, 0.3), (3, 1.0)])
@@ -214,11 +223,14 @@ def test_times_do_not_depend_on_the_place_in_the_batch():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_rounding_never_gives_time_one(dtype):
-    pool, g = random_pool(8, dtype=dtype), generator()
-    t = torch.cat([pool.draw(4096, g)[1] for _ in range(20)])
-    assert t.dtype == dtype
-    assert 0 <= t.min() <= t.max() < 1
+def test_rounding_never_gives_time_one(dtype, monkeypatch):
+    def all_but_one(*shape, **kind):  # far closer to 1 than float32 can tell
+        return torch.full(shape, 1 - 2**-53, **{k: v for k, v in kind.items() if k != "generator"})
+
+    monkeypatch.setattr("torch.rand", all_but_one)
+    t = random_pool(8, dtype=dtype).draw(4096, generator())[1]
+    assert t.dtype == torch.float32
+    assert 0 <= t.min() <= t.max() == 1 - 2**-24
 
 
 def test_points_of_continuous_times_lie_on_the_simulated_polygon():
@@ -333,3 +345,91 @@ def test_draws_ignore_the_default_device_of_the_caller():
     assert all(
         torch.equal(a, b) for a, b in zip(drawn, random_pool().draw(5, generator()), strict=True)
     )
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("time", ["continuous", "discrete"])
+@pytest.mark.parametrize("target", ["velocity", "endpoint"])
+def test_positions_in_half_precision_are_drawn_as_nearly_the_same_float32(time, target):
+    options = {"n": 500, "n_steps": 4, "dtype": torch.float32, "time": time, "target": target}
+    exact = random_pool(**options)
+    half = TrajectoryPool(exact.positions.to(POOL_DTYPES["float16"]), time=time, target=target)
+    drawn, expected = half.draw(2000, generator()), exact.draw(2000, generator())
+    assert [part.dtype for part in drawn] == [torch.float32] * 3
+    assert half.positions.nbytes == exact.positions.nbytes / 2
+    x, t, y = drawn
+    assert torch.equal(t, expected[1])
+    rounding = exact.positions.abs().max().item() * 2**-11
+    assert 0 < (x - expected[0]).abs().max() < 1.01 * rounding
+    n_steps = 4  # of which the velocity is the quotient of one move
+    assert (y - expected[2]).abs().max() < 2.02 * n_steps * rounding
+
+
+# Pools in parts
+
+
+class Maker:
+    """Makes parts that stay at the point of their number; notes what is left of earlier ones."""
+
+    def __init__(self):
+        self.parts, self.left_when_made = [], []
+
+    def __call__(self, index):
+        assert index == len(self.parts)
+        self.left_when_made.append([i for i, part in enumerate(self.parts) if part()])
+        part = TrajectoryPool(torch.full((5, 2, 1), float(index)))
+        self.parts.append(weakref.ref(part))
+        return part
+
+
+def numbers_drawn(pool, n_draws, g):
+    numbers = [pool.draw(4, g)[0].unique().tolist() for _ in range(n_draws)]
+    assert all(len(parts) == 1 for parts in numbers)
+    return [int(number) for (number,) in numbers]
+
+
+@pytest.mark.parametrize(("n_parts", "n_draws"), [(1, 7), (3, 12), (4, 10), (5, 5)])
+def test_each_part_gives_an_equal_share_of_the_draws_in_its_turn(n_parts, n_draws):
+    drawn = numbers_drawn(PoolInParts(Maker(), n_parts, n_draws), n_draws, generator())
+    assert drawn == sorted(drawn)
+    shares = [drawn.count(part) for part in range(n_parts)]
+    assert sum(shares) == n_draws
+    assert set(shares) <= {n_draws // n_parts, -(-n_draws // n_parts)}
+
+
+def test_parts_are_made_when_they_are_needed_and_one_is_in_memory_at_a_time():
+    make_part, g = Maker(), generator()
+    pool = PoolInParts(make_part, 3, 6)
+    n_made = [len(make_part.parts)]
+    for _ in range(6):
+        pool.draw(4, g)
+        n_made.append(len(make_part.parts))
+    assert n_made == [1, 1, 1, 2, 2, 3, 3]
+    assert make_part.left_when_made == [[], [], []]
+
+
+def test_further_draws_come_from_the_last_part():
+    assert numbers_drawn(PoolInParts(Maker(), 2, 4), 9, generator()) == [0, 0, 1, 1] + [1] * 5
+
+
+def test_after_a_restart_every_part_has_its_turn_again():
+    pool = PoolInParts(lambda index: TrajectoryPool(torch.full((5, 2, 1), float(index))), 3, 6)
+    assert numbers_drawn(pool, 4, generator()) == [0, 0, 1, 1]
+    pool.restart()
+    assert numbers_drawn(pool, 7, generator()) == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_fewer_draws_than_parts_leave_parts_out():
+    make_part = Maker()
+    pool = PoolInParts(lambda index: make_part(len(make_part.parts)), 6, 3)
+    assert len(numbers_drawn(pool, 3, generator())) == len(make_part.parts) == 3
+
+
+def test_a_single_part_is_drawn_from_like_a_pool():
+    parts, pool = PoolInParts(lambda index: random_pool(), 1, 5), random_pool()
+    g, same = generator(), generator()
+    for _ in range(7):
+        for one, other in zip(parts.draw(30, g), pool.draw(30, same), strict=True):
+            assert torch.equal(one, other)

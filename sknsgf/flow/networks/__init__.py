@@ -1,0 +1,19 @@
+"""Networks that represent a velocity field or predict a transition time."""
+
+from sknsgf.flow.networks.build import build_network, build_transition_network, seeded_layers
+from sknsgf.flow.networks.fields import velocity_field
+from sknsgf.flow.networks.mlp import ACTIVATIONS, TransitionMLP, VelocityMLP
+from sknsgf.flow.networks.transition import TransitionCNN
+from sknsgf.flow.networks.unet import VelocityUNet
+
+__all__ = [
+    "ACTIVATIONS",
+    "TransitionCNN",
+    "TransitionMLP",
+    "VelocityMLP",
+    "VelocityUNet",
+    "build_network",
+    "build_transition_network",
+    "seeded_layers",
+    "velocity_field",
+]

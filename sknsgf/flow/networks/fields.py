@@ -1,0 +1,50 @@
+"""Velocity fields that trained networks define."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def velocity_field(
+    network: nn.Module, target: str, smallest_remaining: float | Tensor = 0.005
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Velocity field of a trained network.
+
+    The velocity that leads to a predicted endpoint ``e`` is ``(e - x) / (1 - t)``, which has no
+    meaning at time 1. The remaining time ``1 - t`` is kept at or above a bound. With half a step
+    of the integration as the bound, forward Euler and midpoint steps never evaluate the field
+    later, and backward ones are off by the network's error at most.
+
+    Parameters
+    ----------
+    network : callable (x, t) -> Tensor of shape (n, d)
+        For points of shape (n, d) at times of shape (n,).
+    target : {"velocity", "endpoint"}
+        What the network was trained on.
+    smallest_remaining : float or Tensor of shape (n,), default=0.005
+        Bound on the remaining time, above 0; a tensor holds one for each point. A field of
+        velocities makes no use of it.
+
+    Returns
+    -------
+    callable (x, t) -> Tensor of shape (n, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.networks import velocity_field
+    >>> field = velocity_field(lambda x, t: torch.ones_like(x), "endpoint")
+    >>> field(torch.zeros(2, 1), torch.tensor([0.0, 0.5]))
+    tensor([[1.],
+            [2.]])
+    """
+    if target == "velocity":
+        return network
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        remaining = (1 - t).clamp_min(smallest_remaining)
+        return (network(x, t) - x) / remaining[:, None]
+
+    return field

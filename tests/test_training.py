@@ -1,0 +1,271 @@
+"""What the estimators share on the way to a fitted network: pools, images, early stopping."""
+
+import logging
+import pickle
+import re
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from sknsgf import NSGFPlusPlus, NSGFSampler
+from sknsgf import _training as training
+
+SINGLE = {
+    "n_steps": 5,
+    "n_flows": 8,
+    "flow_batch_size": 64,
+    "max_iter": 200,
+    "learning_rate_init": 0.02,
+    "hidden_layer_sizes": (16,),
+    "random_state": 0,
+}
+DOUBLE = {**SINGLE, "n_steps": 1, "n_straight_steps": 3, "n_pairings": 8, "pairing_size": 64}
+PAPER = {**DOUBLE, "mode": "paper"}
+SHIFT = np.array([4.0, -2.0])
+FLOW_MB = 64 * 6 * 2 * 4 / 1e6  # one simulated flow of NSGFSampler: particles, times, features
+PAIRS_MB = 64 * 2 * 2 * 4 / 1e6  # one of NSGFPlusPlus, with one step, and one batch of pairs
+ESTIMATORS = [
+    pytest.param(NSGFSampler(**SINGLE), FLOW_MB, id="NSGFSampler"),
+    pytest.param(NSGFPlusPlus(**DOUBLE), PAIRS_MB, id="consistent"),
+    pytest.param(NSGFPlusPlus(**PAPER), PAIRS_MB, id="paper"),
+]
+each_estimator = pytest.mark.parametrize(("estimator", "batch_mb"), ESTIMATORS)
+
+X_source = np.random.default_rng(0).normal(size=(200, 2))
+X_target = X_source + SHIFT
+
+
+def fitted(estimator, X=X_source, Y=X_target, **parameters):
+    settings = {**estimator.get_params(), **parameters}
+    return type(estimator)(**settings).fit(X, Y)
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Ranges of flows or batches in the order they are simulated, by class."""
+    made = {}
+    for kind in (training.Simulation, training.PairSimulation):
+
+        def noted(self, batches, kind=kind, call=kind.__call__):
+            made.setdefault(kind.__name__, []).append((batches.start, batches.stop))
+            return call(self, batches)
+
+        monkeypatch.setattr(kind, "__call__", noted)
+    return made
+
+
+# Pools
+
+
+@each_estimator
+def test_a_pool_in_memory_is_simulated_at_once(estimator, batch_mb, simulated):
+    fitted(estimator, max_iter=1)
+    assert list(simulated.values()) == [[(0, 8)]] * len(simulated)
+    assert len(simulated) == (1 if isinstance(estimator, NSGFSampler) else 2)
+
+
+@each_estimator
+def test_an_online_pool_over_the_budget_uses_all_flows_in_parts(estimator, batch_mb, simulated):
+    flow = fitted(estimator, pool="online", max_pool_size=3.5 * batch_mb)
+    parts = [(0, 2), (2, 5), (5, 8)]
+    assert simulated["Simulation"] == parts
+    if isinstance(estimator, NSGFPlusPlus):  # transition times are learned from all pairs again
+        again = parts if estimator.mode == "paper" else []
+        assert simulated["PairSimulation"] == parts + again
+    moved, in_memory = flow.transform(X_source), fitted(estimator).transform(X_source)
+    np.testing.assert_allclose(moved.mean(axis=0), in_memory.mean(axis=0), atol=0.2)
+    np.testing.assert_allclose(moved.std(axis=0), in_memory.std(axis=0), atol=0.2)
+    assert np.abs(moved - in_memory).max() > 0
+
+
+@each_estimator
+def test_an_online_pool_within_the_budget_is_one_in_memory(estimator, batch_mb):
+    memory, online = (
+        fitted(estimator, pool=pool, max_iter=20, max_pool_size=8 * batch_mb)
+        for pool in ("memory", "online")
+    )
+    np.testing.assert_array_equal(memory.transform(X_source), online.transform(X_source))
+
+
+@each_estimator
+def test_a_fit_in_parts_is_reproducible_and_does_not_depend_on_threads(estimator, batch_mb):
+    settings = {"pool": "online", "max_pool_size": 2 * batch_mb, "max_iter": 20}
+    one, again, threaded = (
+        fitted(estimator, **settings, n_jobs=n_jobs).transform(X_source) for n_jobs in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(one, threaded)
+
+
+@each_estimator
+def test_flows_held_out_are_in_no_part(estimator, batch_mb, simulated):
+    fitted(
+        estimator,
+        pool="online",
+        max_pool_size=3.5 * batch_mb,
+        early_stopping=True,
+        validation_fraction=0.25,
+        max_iter=20,
+    )
+    for ranges in simulated.values():
+        held_out, *parts = ranges[:4]
+        assert held_out == (6, 8)
+        assert parts == [(0, 2), (2, 4), (4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "batch_mb", "counted"),
+    [
+        (NSGFSampler(**SINGLE), FLOW_MB, "n_flows, n_steps or flow_batch_size"),
+        (NSGFPlusPlus(**DOUBLE), PAIRS_MB, "n_flows, n_steps or flow_batch_size"),
+        (NSGFPlusPlus(**DOUBLE).set_params(n_flows=7), PAIRS_MB, "n_pairings or pairing_size"),
+    ],
+)
+def test_a_pool_over_the_budget_raises_and_says_what_to_do(estimator, batch_mb, counted):
+    name = type(estimator).__name__
+    message = (
+        rf"^The pool of {name} would take [0-9.]+ MB, more than max_pool_size=0\.\d+\. "
+        rf"Lower {counted}, use pool_dtype='float16' or pool='online', or raise max_pool_size\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        fitted(estimator, max_pool_size=7.5 * batch_mb)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "batch_mb", "size"),
+    [
+        (NSGFSampler(**SINGLE), FLOW_MB, "flow_batch_size"),
+        (NSGFPlusPlus(**DOUBLE), PAIRS_MB, "flow_batch_size"),
+        (NSGFPlusPlus(**DOUBLE).set_params(flow_batch_size=32), PAIRS_MB, "pairing_size"),
+    ],
+)
+def test_one_batch_over_the_budget_raises_also_online(estimator, batch_mb, size):
+    message = (
+        rf"^One batch of the pool of {type(estimator).__name__} takes [0-9.]+ MB, more than "
+        rf"max_pool_size=0\.\d+\. Lower {size}, or raise max_pool_size\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        fitted(estimator, pool="online", max_pool_size=0.9 * batch_mb)
+
+
+@each_estimator
+def test_half_precision_halves_the_pool_and_changes_little(estimator, batch_mb):
+    settings = {"learning_rate_init": 1e-3, "max_iter": 50}
+    single = fitted(estimator, **settings)
+    half = fitted(estimator, **settings, pool_dtype="float16", max_pool_size=4 * batch_mb)
+    difference = np.abs(single.transform(X_source) - half.transform(X_source)).max()
+    assert 0 < difference < 0.02
+
+
+@pytest.mark.parametrize(
+    ("estimator", "messages"),
+    [
+        (NSGFSampler(**SINGLE), ["512 trajectories: 1.2 MB in 3 part(s)"]),
+        (NSGFSampler(**SINGLE, pool_dtype="float16"), ["512 trajectories: 0.6 MB in 2 part(s)"]),
+        (
+            NSGFPlusPlus(**DOUBLE, pairing="independent").set_params(n_pairings=16),
+            ["512 trajectories: 0.4 MB in 1 part(s)", "1024 trajectories: 0.8 MB in 2 part(s)"],
+        ),
+    ],
+)
+def test_the_size_of_each_pool_is_logged(estimator, messages, caplog):
+    rows = np.random.default_rng(0).normal(size=(100, 100))
+    with caplog.at_level(logging.INFO, logger="sknsgf"):
+        fitted(estimator, rows, rows, max_iter=1, pool="online", max_pool_size=0.5)
+    assert caplog.messages == ["Pool of " + message for message in messages]
+
+
+# Early stopping
+
+
+@each_estimator
+def test_early_stopping_ends_each_training_when_its_held_out_loss_stays(estimator, batch_mb):
+    flow = fitted(estimator, early_stopping=True, n_iter_no_change=2, tol=0.9, max_iter=2000)
+    if isinstance(estimator, NSGFSampler):
+        curves, held_out = [flow.loss_curve_], [flow.validation_loss_curve_]
+    else:
+        assert flow.loss_curves_.keys() == flow.validation_loss_curves_.keys()
+        curves, held_out = flow.loss_curves_.values(), flow.validation_loss_curves_.values()
+    assert flow.n_iter_ == sum(map(len, curves))
+    for losses, validation_losses in zip(curves, held_out, strict=True):
+        assert len(losses) == 100 * len(validation_losses) < 2000
+        assert min(validation_losses) > 0
+
+
+@pytest.mark.parametrize("name", ["n_flows", "n_pairings"])
+def test_early_stopping_with_one_batch_raises(name):
+    message = f"^early_stopping=True of NSGFPlusPlus holds out .* needs {name} of at least 2. Got"
+    with pytest.raises(ValueError, match=message):
+        fitted(NSGFPlusPlus(**DOUBLE), early_stopping=True, **{name: 1})
+
+
+# Images
+
+
+IMAGES = {
+    "network": "unet",
+    "image_shape": (1, 8, 8),
+    "unet_channels": (4, 8),
+    "n_flows": 2,
+    "flow_batch_size": 64,
+    "max_iter": 25,
+    "batch_size": 32,
+    "sinkhorn_max_iter": 1000,
+    "random_state": 0,
+}
+PAIRED_IMAGES = {**IMAGES, "n_steps": 1, "n_pairings": 2, "pairing_size": 64}
+IMAGE_ESTIMATORS = [
+    pytest.param(NSGFSampler(**IMAGES), id="NSGFSampler"),
+    pytest.param(NSGFPlusPlus(**PAIRED_IMAGES), id="consistent"),
+    pytest.param(NSGFPlusPlus(**PAIRED_IMAGES, mode="paper"), id="paper"),
+]
+digits = load_digits().data[:120]
+noise = np.random.default_rng(0).normal(size=(80, 64)) * digits.std() + digits.mean()
+
+
+@pytest.mark.parametrize("estimator", IMAGE_ESTIMATORS)
+def test_images_are_carried_sampled_and_pickled(estimator):
+    flow = fitted(estimator, noise, digits)
+    moved = flow.transform(noise)
+    assert moved.shape == noise.shape
+    np.testing.assert_allclose(moved[:10], flow.transform(noise[:10]), rtol=1e-9, atol=1e-9)
+    start = np.linalg.norm(noise.mean(axis=0) - digits.mean(axis=0))
+    assert np.linalg.norm(moved.mean(axis=0) - digits.mean(axis=0)) < 0.7 * start
+    assert flow.sample(3).shape == (3, 64)
+    opened = pickle.loads(pickle.dumps(flow))
+    np.testing.assert_array_equal(opened.transform(noise), moved)
+
+
+@pytest.mark.parametrize("estimator", [NSGFSampler(**IMAGES), NSGFPlusPlus(**PAIRED_IMAGES)])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (None, "needs image_shape=(channels, height, width), three ints of at least 1. Got None."),
+        ((8, 8), "needs image_shape=(channels, height, width), three ints of at least 1. Got (8, "),
+        ((1, 8, 8.0), "needs image_shape=(channels, height, width), three ints of at least 1."),
+        (
+            (0, 8, 8),
+            "needs image_shape=(channels, height, width), three ints of at least 1. Got (0",
+        ),
+        ((3, 8, 8), "describes rows of 192 features, but X has 64. Rows are images (channels, "),
+    ],
+)
+def test_a_wrong_image_shape_raises(estimator, shape, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        fitted(estimator, noise, digits, image_shape=shape)
+    assert f" of {type(estimator).__name__} " in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [(), (4, 0), (4, 2.5)])
+def test_wrong_channels_raise(channels):
+    message = "^The 'unet_channels' parameter must be a sequence of ints of at least 1. Got "
+    with pytest.raises(ValueError, match=message):
+        fitted(NSGFSampler(**IMAGES), noise, digits, unet_channels=channels)
+
+
+def test_the_design_of_an_image_network_may_be_given_by_arrays_and_lists():
+    settings = {"image_shape": np.array([1, 8, 8]), "unet_channels": [4, 8], "max_iter": 1}
+    flow = fitted(NSGFSampler(**IMAGES), noise, digits, **settings)
+    expected = fitted(NSGFSampler(**IMAGES), noise, digits, max_iter=1)
+    np.testing.assert_array_equal(flow.transform(noise), expected.transform(noise))
