@@ -38,6 +38,8 @@ SHOWN = (1, 2, 5)  # evaluations whose digits are shown
 MOSAIC = (6, 8)  # rows and columns of digits in a picture
 DISTANCES = (0.1, 0.2, 0.5, 1, 2)  # ticks
 N_GENERATED = 2_000
+TRAINING_STEPS = 3_000  # in all, of one network or of two
+N_BATCHES = 64  # of simulated flows and of pairs
 BRIGHTEST = 16
 
 
@@ -80,10 +82,18 @@ def main(path):
     X, digit = load_digits(return_X_y=True)
     X_train, X_test = train_test_split(X, test_size=0.5, stratify=digit, random_state=0)
     flows = {
-        "NSGFSampler": NSGFSampler(n_flows=64, max_iter=3_000, random_state=0, n_jobs=-1),
+        "NSGFSampler": NSGFSampler(
+            n_flows=N_BATCHES, max_iter=TRAINING_STEPS, random_state=0, n_jobs=-1
+        ),
         # One step of size 1 ends at digits already; the default leaves more to the second network.
         "NSGFPlusPlus": NSGFPlusPlus(
-            n_steps=1, step_size=1.0, max_iter=1_500, random_state=0, n_jobs=-1
+            n_steps=1,
+            step_size=1.0,
+            n_flows=N_BATCHES,
+            n_pairings=N_BATCHES,
+            max_iter=TRAINING_STEPS // 2,
+            random_state=0,
+            n_jobs=-1,
         ),
     }
     for name, flow in flows.items():

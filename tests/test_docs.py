@@ -37,3 +37,13 @@ def test_the_quickstart_saves_its_picture(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     divergence = dict(re.findall(r"(before|after|floor) +([\d.]+)", capsys.readouterr().out))
     assert float(divergence["floor"]) < float(divergence["after"]) < float(divergence["before"])
+
+
+def test_the_digits_example_saves_its_picture(tmp_path, capsys):
+    namespace = {"__name__": "plot_digits"}
+    script = ROOT / "examples" / "plot_digits.py"
+    exec(compile(script.read_text(), str(script), "exec"), namespace)
+    namespace.update(TRAINING_STEPS=200, N_BATCHES=4, N_GENERATED=200, EVALUATIONS=(1, 2, 5))
+    namespace["main"](tmp_path / "digits.png")
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("by evaluations") == 2

@@ -258,6 +258,15 @@ def test_back_after_forward_returns_at_order_one_where_the_start_depends_on_the_
     assert slope(errors, n_steps) == pytest.approx(1, abs=0.25)
 
 
+def test_a_point_that_has_come_back_too_far_stays():
+    def start_time(x):
+        return torch.where(x[:, 0] > 0.8, 0.5, 0.9)
+
+    options = {"n_steps": 4, "return_trajectory": True}
+    x = integrate_back(lambda x, _: torch.ones_like(x), torch.ones(1, 1), start_time, **options).x
+    assert x.flatten().tolist() == [1, 0.75, 0.75, 0.75, 0.75]
+
+
 def test_going_back_calls_the_field_at_the_earlier_times_only(points):
     times = []
 
