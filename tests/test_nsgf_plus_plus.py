@@ -305,6 +305,7 @@ def test_a_bad_parameter_raises(name, value, wanted):
 
 def test_setting_parameters_after_fit_changes_no_result(flow):
     expected = flow.transform(X_source), flow.inverse_transform(X_target), flow.score(X_source)
+    evaluations = flow.phase_evaluations_
     other_mode = {"consistent": "paper", "paper": "consistent"}[flow.mode_]
     flow.set_params(
         mode=other_mode,
@@ -323,6 +324,7 @@ def test_setting_parameters_after_fit_changes_no_result(flow):
     np.testing.assert_array_equal(flow.transform(X_source), expected[0])
     np.testing.assert_array_equal(flow.inverse_transform(X_target), expected[1])
     assert flow.score(X_source) == expected[2]
+    assert flow.phase_evaluations_ == evaluations
 
 
 # One sample, score, units
