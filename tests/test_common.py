@@ -47,7 +47,6 @@ def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
 
 
 @pytest.mark.slow
-# The training loop is the same for both, and runs at its full default length once.
-@each_check(NSGFSampler=NSGFSampler(), NSGFPlusPlus=NSGFPlusPlus(max_iter=1_000))
+@each_check(NSGFSampler=NSGFSampler())
 def test_the_estimator_passes_the_checks_of_scikit_learn_at_default_settings(estimator, check):
     run(check, estimator)
