@@ -74,7 +74,8 @@ class NSGFSampler(BaseFlow):
     sinkhorn_tol : float, default=1e-2
         L1 error of the marginals at which Sinkhorn iterations stop.
     sinkhorn_max_iter : int, default=200
-        Bound on these iterations at each step; a warning says when it is met.
+        Bound on these iterations at each step and temperature (a solve that stalls is cooled down
+        slowly); a warning says when it was too low.
     pool : {"memory", "online"}, default="memory"
         "memory" simulates all flows before training. "online" simulates them in parts that fit in
         `max_pool_size`, and trains on each for an equal share of the gradient steps.
@@ -116,7 +117,8 @@ class NSGFSampler(BaseFlow):
         Hold out a share of the flows, stop when their loss no longer falls, and keep the best
         weights.
     validation_fraction : float, default=0.1
-        Share of the flows held out. Only used when ``early_stopping=True``.
+        Share held out of the flows, or of those in memory at once. Only used when
+        ``early_stopping=True``.
     n_iter_no_change : int, default=10
         Checks (one every 100 steps) without improvement before stopping. Only used when
         ``early_stopping=True``.
@@ -358,8 +360,8 @@ class NSGFSampler(BaseFlow):
             self._resolve(X_source, X_target)
             network = self._start_network()
             simulation = Simulation(self, X_source, X_target)
-            pool, held_out = make_pools(self, simulation, time=self.time)
-            result = train_on_pools(self, network, pool, held_out, "training")
+            pools = make_pools(self, simulation, time=self.time, n_draws=self.max_iter)
+            result = train_on_pools(self, network, *pools, stream="training")
             self.network_parameters_ = parameters_to_arrays(result.network)
             self.loss_curve_ = result.losses
             self.validation_loss_curve_ = result.validation_losses

@@ -1,6 +1,7 @@
 """NSGF++: a few steps of the Sinkhorn flow, then a straight flow."""
 
 from functools import partial
+from math import ceil
 from numbers import Integral
 
 import torch
@@ -44,6 +45,7 @@ from sknsgf.flow.trajectories import POOL_DTYPES, flow_step_sizes
 
 PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
 SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
+SINKHORN_TRAINING = 0.5  # of the gradient steps: a field at few times is learned sooner
 
 
 class NSGFPlusPlus(BaseFlow):
@@ -86,7 +88,8 @@ class NSGFPlusPlus(BaseFlow):
     sinkhorn_tol : float, default=1e-2
         L1 error of the marginals at which Sinkhorn iterations stop.
     sinkhorn_max_iter : int, default=200
-        Bound on these iterations at each step; a warning says when it is met.
+        Bound on these iterations at each step and temperature (a solve that stalls is cooled down
+        slowly); a warning says when it was too low.
     pairing : {"auto", "sinkhorn", "potentials", "exact", "independent"}, default="auto"
         Who is paired for the straight flow. "sinkhorn": partners are drawn from the entropic plan
         between two batches of `pairing_size` rows; "potentials": the same, but only the first two
@@ -95,7 +98,7 @@ class NSGFPlusPlus(BaseFlow):
         consistent mode and "independent" in the paper's.
     pairing_size : int, default=2048
         Rows of the two batches that are paired at a time. A smaller target is used whole.
-    n_pairings : int, default=64
+    n_pairings : int, default=128
         Pairs of batches.
     pool : {"memory", "online"}, default="memory"
         "memory" simulates all flows, and makes all pairs, before training on them. "online" does so
@@ -125,14 +128,15 @@ class NSGFPlusPlus(BaseFlow):
     prediction : {"auto", "velocity", "endpoint"}, default="auto"
         What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
         "endpoint" from 16 features on.
-    max_iter : int, default=6000
-        Gradient steps of the training of each network.
+    max_iter : int, default=8000
+        Gradient steps of the training of each network; the network of the Sinkhorn phase, which
+        learns at a few times only, takes half as many.
     batch_size : int, default=256
         Points of one gradient step.
     learning_rate_init : float or "auto", default="auto"
         Learning rate of AdamW at the start. "auto" is 4e-3 for velocities and 2e-3 for endpoints.
     learning_rate : {"cosine", "constant"}, default="cosine"
-        "cosine" lets the learning rate fall to 0 over `max_iter` steps.
+        "cosine" lets the learning rate fall to 0 over the training of each network.
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW.
     ema_decay : float, default=0.999
@@ -141,7 +145,8 @@ class NSGFPlusPlus(BaseFlow):
         Hold out a share of the flows and of the pairings, stop when their loss no longer falls,
         and keep the best weights.
     validation_fraction : float, default=0.1
-        Share of them held out. Only used when ``early_stopping=True``.
+        Share held out of them, or of those in memory at once. Only used when
+        ``early_stopping=True``.
     n_iter_no_change : int, default=10
         Checks (one every 100 steps) without improvement before stopping. Only used when
         ``early_stopping=True``.
@@ -293,7 +298,7 @@ class NSGFPlusPlus(BaseFlow):
         sinkhorn_max_iter=200,
         pairing="auto",
         pairing_size=2048,
-        n_pairings=64,
+        n_pairings=128,
         pool="memory",
         pool_dtype="float32",
         max_pool_size=2048,
@@ -303,7 +308,7 @@ class NSGFPlusPlus(BaseFlow):
         image_shape=None,
         unet_channels=(32, 64),
         prediction="auto",
-        max_iter=6000,
+        max_iter=8000,
         batch_size=256,
         learning_rate_init="auto",
         learning_rate="cosine",
@@ -395,17 +400,15 @@ class NSGFPlusPlus(BaseFlow):
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             self._resolve(X_source, X_target)
             networks = self._start_networks()
+            learned = {}
             flows = Simulation(self, X_source, X_target)
-            learned = {
-                "sinkhorn": train_on_pools(
-                    self,
-                    networks["sinkhorn"],
-                    *make_pools(self, flows, time="discrete"),
-                    stream="training",
-                )
-            }
+            n_draws = ceil(SINKHORN_TRAINING * self.max_iter)
+            pools = make_pools(self, flows, time="discrete", n_draws=n_draws)
+            learned["sinkhorn"] = train_on_pools(
+                self, networks["sinkhorn"], *pools, stream="training"
+            )
             pairs = PairSimulation(self, X_source, X_target, self._start_of_paths(learned))
-            pools = make_pools(self, pairs, time="continuous")
+            pools = make_pools(self, pairs, time="continuous", n_draws=self.max_iter)
             learned["straight"] = train_on_pools(
                 self, networks["straight"], *pools, stream="straight training"
             )

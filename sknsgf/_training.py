@@ -239,19 +239,19 @@ class PairSimulation:
         return ends.flatten(0, 1)
 
 
-def make_pools(estimator, simulate, *, time):
-    """Pool to train on and, for early stopping, a pool of flows held out.
+def make_pools(estimator, simulate, *, time, n_draws):
+    """Pool for a number of gradient steps and, for early stopping, a pool of flows held out.
 
     The pool is simulated at once, or in parts where ``pool="online"`` and it is over the budget.
     """
     n_flows, *flow_shape = simulate.shape
     flow_bytes = prod(flow_shape) * POOL_DTYPES[estimator.pool_dtype].itemsize
-    n_parts = check_pool_size(estimator, n_flows, flow_bytes, simulate.counted)
+    at_once = check_pool_size(estimator, n_flows, flow_bytes, simulate.counted)
     n_held_out = 0
     if estimator.early_stopping:  # of both kinds, one flow at least
-        n_held_out = min(ceil(estimator.validation_fraction * n_flows), n_flows - 1)
+        n_held_out = min(ceil(estimator.validation_fraction * at_once), at_once - 1)
     n_train = n_flows - n_held_out
-    n_parts = min(n_parts, n_train)
+    n_parts = ceil(n_train / (at_once - n_held_out))
     logger.info(
         "Pool of %d trajectories: %.1f MB in %d part(s)",
         n_flows * flow_shape[0],
@@ -265,7 +265,7 @@ def make_pools(estimator, simulate, *, time):
     def part(index):
         return pool(simulate(slice(bounds[index], bounds[index + 1])))
 
-    return PoolInParts(part, n_parts, estimator.max_iter), held_out
+    return PoolInParts(part, n_parts, n_draws), held_out
 
 
 def start_network(estimator, design, arrays, stream):
@@ -284,19 +284,19 @@ def start_transition_network(estimator, design, arrays):
     return network if arrays is None else load_arrays(network, arrays)
 
 
-def train(estimator, network, draw, validation, stream):
+def train(estimator, network, draw, n_iterations, validation, stream):
     """Regress a network on batches ``draw(generator)``; ``validation(generator)`` or None."""
     generator = torch_generator(seed_of(estimator.random_state, stream), estimator.device_)
     with (
         one_thread(),
         own_layers(estimator, stream),
         training_errors(estimator),
-        tqdm(total=estimator.max_iter, desc="Training", disable=not estimator.verbose) as progress,
+        tqdm(total=n_iterations, desc="Training", disable=not estimator.verbose) as progress,
     ):
         return fit_regression(
             network.to(estimator.device_),
             lambda: draw(generator),
-            n_iterations=estimator.max_iter,
+            n_iterations=n_iterations,
             learning_rate=estimator.learning_rate_init_,
             schedule=estimator.learning_rate,
             weight_decay=estimator.weight_decay,
@@ -317,7 +317,7 @@ def train_on_pools(estimator, network, pool, held_out, stream):
     def draw_held_out(generator):
         return held_out.draw(VALIDATION_POINTS, generator)
 
-    return train(estimator, network, draw, held_out and draw_held_out, stream)
+    return train(estimator, network, draw, pool.n_draws, held_out and draw_held_out, stream)
 
 
 def train_transition(estimator, network, pool, held_out):
@@ -331,7 +331,8 @@ def train_transition(estimator, network, pool, held_out):
     def draw_held_out(generator):
         return draw(generator, held_out, VALIDATION_POINTS)
 
-    return train(estimator, network, draw, held_out and draw_held_out, "transition training")
+    stream = "transition training"
+    return train(estimator, network, draw, pool.n_draws, held_out and draw_held_out, stream)
 
 
 def own_layers(estimator, stream):

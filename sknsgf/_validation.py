@@ -3,7 +3,6 @@
 import re
 import warnings
 from contextlib import contextmanager
-from math import ceil
 from numbers import Integral, Real
 
 import numpy as np
@@ -223,24 +222,28 @@ def image_design(estimator):
 
 
 def check_pool_size(estimator, n_flows, flow_bytes, counted):
-    """Number of parts that keep a pool within `max_pool_size`; ``counted`` names its sizes."""
+    """Number of flows that `max_pool_size` lets be in memory at once; ``counted`` makes them large.
+
+    That is all of them, or an error, unless the pool is an online one.
+    """
     budget, total = estimator.max_pool_size * 1e6, n_flows * flow_bytes
     if total <= budget:
-        return 1
+        return n_flows
     name = type(estimator).__name__
     if estimator.pool == "memory":
         raise ValueError(
-            f"The pool of {name} would take {total / 1e6:.0f} MB, more than "
+            f"The pool of {name} would take {total / 1e6:.1f} MB, more than "
             f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use pool_dtype='float16' "
             "or pool='online', or raise max_pool_size."
         )
-    if flow_bytes > budget:
+    smallest = (2 if estimator.early_stopping else 1) * flow_bytes  # one is held out
+    if smallest > budget:
         raise ValueError(
-            f"One batch of the pool of {name} takes {flow_bytes / 1e6:.1f} MB, more than "
+            f"The smallest part of the pool of {name} takes {smallest / 1e6:.1f} MB, more than "
             f"max_pool_size={estimator.max_pool_size:g}. Lower {counted.split(' or ')[-1]}, or "
             "raise max_pool_size."
         )
-    return ceil(n_flows / (budget // flow_bytes))
+    return int(budget // flow_bytes)
 
 
 def checked_network(network):

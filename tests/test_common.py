@@ -47,6 +47,6 @@ def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
 
 
 @pytest.mark.slow
-@each_check(NSGFSampler=NSGFSampler())
+@each_check(NSGFSampler=NSGFSampler(), NSGFPlusPlus=NSGFPlusPlus(max_iter=200))
 def test_the_estimator_passes_the_checks_of_scikit_learn_at_default_settings(estimator, check):
     run(check, estimator)

@@ -109,9 +109,9 @@ def test_flows_held_out_are_in_no_part(estimator, batch_mb, simulated):
         max_iter=20,
     )
     for ranges in simulated.values():
-        held_out, *parts = ranges[:4]
-        assert held_out == (6, 8)
-        assert parts == [(0, 2), (2, 4), (4, 6)]
+        held_out, *parts = ranges[:5]
+        assert held_out == (7, 8)  # one of three at once, so that a part is two
+        assert parts == [(0, 1), (1, 3), (3, 5), (5, 7)]
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,13 @@ def test_a_pool_over_the_budget_raises_and_says_what_to_do(estimator, batch_mb, 
 )
 def test_one_batch_over_the_budget_raises_also_online(estimator, batch_mb, size):
     message = (
-        rf"^One batch of the pool of {type(estimator).__name__} takes [0-9.]+ MB, more than "
-        rf"max_pool_size=0\.\d+\. Lower {size}, or raise max_pool_size\.$"
+        rf"^The smallest part of the pool of {type(estimator).__name__} takes [0-9.]+ MB, more "
+        rf"than max_pool_size=0\.\d+\. Lower {size}, or raise max_pool_size\.$"
     )
     with pytest.raises(ValueError, match=message):
         fitted(estimator, pool="online", max_pool_size=0.9 * batch_mb)
+    with pytest.raises(ValueError, match=message):  # and one to hold out
+        fitted(estimator, pool="online", max_pool_size=1.9 * batch_mb, early_stopping=True)
 
 
 @each_estimator

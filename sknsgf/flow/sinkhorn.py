@@ -51,10 +51,7 @@ from sknsgf.flow.kernels import (
 SMALLEST_MASS = 1e-30
 MAX_DENSE_BYTES = 2**29  # above, a kernel is streamed instead of stored
 CACHE_BYTES = 2**22  # problems are solved together while their kernels fit in here (CPU)
-ANNEALING_START = 0.007  # first temperature, as a share of the clouds' squared radii
-ANNEALING_FACTOR = 8.0
-ANNEALING_ITERATIONS = 2, 20  # at each temperature: at least, at most
-ANNEALING_ERROR = 0.1  # marginal error to leave a temperature with
+STALLED_ERROR = 1e-3  # a solve that ends above has stalled; one that ends below is slow
 ANDERSON_MEMORY = 5
 RESTART_GROWTH = 4.0
 MAX_MIXED_STEP = 4.0  # logarithm of a scaling; longer steps are not extrapolated
@@ -134,6 +131,21 @@ def _zero_mean(values: Tensor, weights: Tensor) -> Tensor:
     return values - (values * weights).sum(-1, keepdim=True)
 
 
+class _Annealing(NamedTuple):
+    """Falling temperatures from ``start`` times the clouds' squared radii, by ``factor`` each.
+
+    A temperature is left at a marginal error of ``tol``, or after ``max_iter`` iterations.
+    """
+
+    start: float
+    factor: float
+    tol: float
+    max_iter: int
+
+
+QUICK_ANNEALING = _Annealing(start=0.007, factor=8.0, tol=0.1, max_iter=20)
+
+
 class _Anderson:
     """Type-II Anderson mixing of the fixed points ``h <- h + r(h)`` of a batch of problems.
 
@@ -203,31 +215,21 @@ class _CrossProblem:
         xx = 2 * _half_square_norm(self.x)
         return (self.a * xx).sum(-1, keepdim=True), (self.b * 2 * self.yy).sum(-1, keepdim=True)
 
-    def anneal(self, eps: Tensor) -> tuple[Tensor, int]:
+    def anneal(self, eps: Tensor, schedule: _Annealing) -> tuple[Tensor, int]:
         """Start for a cold solve: from normal laws, a few iterations at falling temperatures."""
-        ratio = (ANNEALING_START * sum(self.square_radii()) / eps).clamp_min(1)
-        n_levels = math.ceil(math.log(float(ratio.max()), ANNEALING_FACTOR))
+        ratio = (schedule.start * sum(self.square_radii()) / eps).clamp_min(1)
+        n_levels = math.ceil(math.log(float(ratio.max()), schedule.factor))
         g, n_iterations = self.normal_start(eps * ratio), 0
-        at_least, at_most = ANNEALING_ITERATIONS
         for level in range(n_levels):
             temperature = eps * ratio ** (1 - level / n_levels)
-            kernel = self.kernel(g, temperature)
-            h = torch.zeros_like(g)
-            for iteration in range(1, at_most + 1):
-                marginal = kernel.marginal(h)
-                h = h + _log_ratio(self.b, marginal)
-                n_iterations += 1
-                error = (marginal - self.b).abs().sum(-1)
-                if iteration >= at_least and float(error.max()) < ANNEALING_ERROR:
-                    break
-            g = _zero_mean(g + temperature * h, self.b)
+            solved, _, _ = self.iterate(g, temperature, schedule.tol, schedule.max_iter)
+            g, n_iterations = solved.potential, n_iterations + solved.n_iterations
         return g, n_iterations
 
-    def solve(
-        self, g: Tensor | None, eps: Tensor, tol: float, max_iter: int
-    ) -> tuple[Potential, Tensor]:
-        """Return the converged potential and the barycentric projection of ``x``."""
-        g, n_annealing = self.anneal(eps) if g is None else (g + self.tilt, 0)
+    def iterate(
+        self, g: Tensor, eps: Tensor, tol: float, max_iter: int
+    ) -> tuple[Potential, DenseKernel | StreamedKernel, Tensor]:
+        """Accelerated iterations at one temperature; also the kernel and its best correction."""
         kernel = self.kernel(g, eps)
         h = best_h = best_step = torch.zeros_like(g)
         best = torch.full_like(g[:, :1], torch.inf)
@@ -254,9 +256,54 @@ class _CrossProblem:
                 h = torch.where(plain, h + step, anderson.next(h, step))
             else:
                 h = anderson.next(h, step)
-        g = _zero_mean(g + eps * best_h - self.tilt, self.b)
-        solved = Potential(g, best[:, 0], n_annealing + iteration)
-        return solved, kernel.project(best_h, self.y) + self.mean_y
+        g = _zero_mean(g + eps * best_h, self.b)
+        return Potential(g, best[:, 0], iteration), kernel, best_h
+
+    def solve(
+        self,
+        g: Tensor | None,
+        eps: Tensor,
+        tol: float,
+        max_iter: int,
+        annealing: _Annealing = QUICK_ANNEALING,
+    ) -> tuple[Potential, Tensor]:
+        """Return the converged potential and the barycentric projection of ``x``."""
+        g, n_annealing = self.anneal(eps, annealing) if g is None else (g + self.tilt, 0)
+        solved, kernel, h = self.iterate(g, eps, tol, max_iter)
+        g, n_iterations = solved.potential - self.tilt, n_annealing + solved.n_iterations
+        solved = Potential(_zero_mean(g, self.b), solved.error, n_iterations)
+        return solved, kernel.project(h, self.y) + self.mean_y
+
+
+def _solve_cross(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    g: Tensor | None,
+    eps: Tensor,
+    tol: float,
+    max_iter: int,
+    max_bytes: int,
+) -> tuple[Potential, Tensor]:
+    """Solve the problems of a batch; those that stall once more, cooled patiently.
+
+    Between far clusters that hold unequal shares, mass must cross gaps that iterations at the final
+    temperature can't see.
+    """
+    solved, mean = _CrossProblem(x, y, a, b, max_bytes).solve(g, eps, tol, max_iter)
+    level_tol = max(tol, STALLED_ERROR)
+    stalled = (solved.error > level_tol).nonzero()[:, 0]
+    if len(stalled):
+        patient = _Annealing(start=1.0, factor=1.5, tol=level_tol, max_iter=max_iter)
+        problem = _CrossProblem(*(cloud[stalled] for cloud in (x, y, a, b)), max_bytes)
+        again, new_mean = problem.solve(None, eps[stalled], tol, max_iter, patient)
+        better = again.error < solved.error[stalled]
+        rows = stalled[better]
+        mean[rows], solved.error[rows] = new_mean[better], again.error[better]
+        solved.potential[rows] = again.potential[better]
+        solved = solved._replace(n_iterations=solved.n_iterations + again.n_iterations)
+    return solved, mean
 
 
 def _solve_self(
@@ -316,7 +363,7 @@ def cross_potential(
     tol : float, default=1e-3
         The solve stops once the L1 error of every problem's marginal is below.
     max_iter : int, default=200
-        Bound on the iterations at the final temperature.
+        Bound on the iterations at each temperature.
     max_bytes : int, default=2**29
         The kernel is stored while it fits in this memory, else recomputed by blocks of rows.
 
@@ -332,8 +379,8 @@ def cross_potential(
     >>> cross_potential(x, y, blur=0.5).potential
     tensor([[0.]])
     """
-    problem = _CrossProblem(x, y, weights_or_equal(x, a), weights_or_equal(y, b), max_bytes)
-    return problem.solve(init, _temperature(y, blur), tol, max_iter)[0]
+    a, b = weights_or_equal(x, a), weights_or_equal(y, b)
+    return _solve_cross(x, y, a, b, init, _temperature(y, blur), tol, max_iter, max_bytes)[0]
 
 
 @torch.no_grad()
@@ -491,7 +538,7 @@ def _solve_velocity(x, y, a, b, blur, state, tol, max_iter, max_bytes):
     eps = _temperature(y, blur)
     g, f = (None, None) if state is None else state
     own, own_mean = _solve_self(x, a, f, eps, tol / 3, max_iter, max_bytes)
-    cross, target_mean = _CrossProblem(x, y, a, b, max_bytes).solve(g, eps, tol, max_iter)
+    cross, target_mean = _solve_cross(x, y, a, b, g, eps, tol, max_iter, max_bytes)
     error = torch.maximum(own.error, cross.error)
     n_iterations = own.n_iterations + cross.n_iterations
     return target_mean - own_mean, cross.potential, own.potential, error, n_iterations

@@ -406,10 +406,45 @@ def test_one_iteration_is_not_reported_as_converged():
     assert (solved.error > 1e-3).all()
 
 
-def test_a_matching_problem_is_not_reported_as_converged():
+def exact_error(x, y, g, blur):
+    """Marginal error of the plan of a potential, in double precision and with no floor."""
+    x, y, g = x.double(), y.double(), g.double()
+    plan = ((g[:, None] - half_squared_distance(x, y)) / blur**2).softmax(-1) / x.shape[1]
+    return (plan.sum(1) - 1 / y.shape[1]).abs().sum(-1)
+
+
+@pytest.mark.parametrize("blur", [0.003, 0.01])
+def test_a_matching_problem_is_solved(blur):
     x, y = clouds(n=100, m=100, dtype=torch.float32)
-    solved = sinkhorn_velocity(x, y, blur=0.003, tol=1e-3)
-    assert (solved.error > 1e-3).all()
+    solved = cross_potential(x, y, blur=blur, tol=1e-3)
+    assert (solved.error < 1e-3).all()
+    assert (exact_error(x, y, solved.potential, blur) < 1e-3).all()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("max_bytes", [2**29, 1])
+@pytest.mark.parametrize("gap", [1.0, 10.0])
+def test_mass_crosses_the_gaps_between_far_clusters_of_unequal_shares(gap, max_bytes, warm):
+    spread = 1e-2 * torch.stack([normal(30, 3), normal(30, 3, seed=1)]).float()
+    shares = torch.tensor([[13, 10, 7], [9, 10, 11]])  # rows of each cloud in each cluster
+    x, y = (torch.arange(3.0).repeat_interleave(s)[:, None] for s in shares)
+    x, y = (gap * x + spread[0])[None], (gap * y + spread[1])[None]
+    easy = cross_potential(x, x, blur=0.1).potential
+    options = {"blur": 0.1, "tol": 1e-3, "max_bytes": max_bytes}
+    solved = cross_potential(x, y, init=easy if warm else None, **options)
+    assert (solved.error < 1e-3).all()
+    assert (exact_error(x, y, solved.potential, 0.1) < 2e-3).all()
+
+
+def test_a_stalled_problem_does_not_change_the_others_of_its_batch():
+    x, y = (torch.cat([cloud, cloud]).float() for cloud in clouds())
+    x[1, :17] += 1e3
+    y[1, :19] += 1e3
+    both = sinkhorn_velocity(x, y, blur=0.5, tol=1e-4)
+    alone = sinkhorn_velocity(x[:1], y[:1], blur=0.5, tol=1e-4)
+    assert (both.error < 1e-4).all()
+    assert both.n_iterations > alone.n_iterations
+    torch.testing.assert_close(both.velocity[:1], alone.velocity, atol=1e-3, rtol=0)
 
 
 def test_error_has_one_value_a_problem():
