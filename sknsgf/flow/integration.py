@@ -10,6 +10,7 @@ from torch import Tensor
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, t), shapes (n, d) and (n,) -> (n, d)
 Time = float | Tensor  # one for all points, or one for each, of shape (n, 1)
 TimedField = Callable[[Tensor, Time], Tensor]
+MEMORY = 2  # past moves that the inversion of a step learns from; more were measured less robust
 
 
 class Integration(NamedTuple):
@@ -159,10 +160,10 @@ def integrate_back(
 def invert_euler(velocity: Velocity, x: Tensor, *, n_steps: int, n_iterations: int = 50) -> Tensor:
     """Where forward Euler steps from time 0 to 1 must have started to end at ``x``.
 
-    Each step ``x = z + h velocity(z, t)`` is solved for ``z`` by damped fixed-point iterations,
-    with a damping for each point that is halved whenever its residual would grow: it ends at the
-    point where the step leads closest. A few large steps are inverted far better so than by
-    integrating backward.
+    Each step ``x = z + h velocity(z, t)`` is solved for ``z`` by damped Anderson iterations, for
+    each point on its own. A move that would raise the residual is not made, but remembered, and
+    halves the damping: a point ends where the step leads closest. A few large steps are inverted
+    far better so than by integrating backward.
 
     Parameters
     ----------
@@ -188,13 +189,29 @@ def invert_euler(velocity: Velocity, x: Tensor, *, n_steps: int, n_iterations: i
         def residual(z: Tensor, t: Tensor = t, end: Tensor = x) -> Tensor:
             return end - z - velocity(z, t) / n_steps
 
-        z, damping = x, x.new_ones((len(x), 1))
-        r = residual(z)
+        z, r, damping = x, residual(x), x.new_ones((len(x), 1))
+        moves: list[Tensor] = []
+        changes: list[Tensor] = []  # of the residual by these moves
         for _ in range(n_iterations - 1):
-            tried = z + damping * r
-            new = residual(tried)
+            move = damping * r
+            if moves:
+                move = move - _foreseen(moves, changes, r, damping)
+            new = residual(z + move)
+            moves, changes = [*moves[1 - MEMORY :], move], [*changes[1 - MEMORY :], new - r]
             closer = new.norm(dim=-1, keepdim=True) < r.norm(dim=-1, keepdim=True)
-            z, r = torch.where(closer, tried, z), torch.where(closer, new, r)
+            z, r = torch.where(closer, z + move, z), torch.where(closer, new, r)
             damping = torch.where(closer, (1.5 * damping).clamp_max(1), damping / 2)
         x = z
     return x
+
+
+def _foreseen(moves: list[Tensor], changes: list[Tensor], r: Tensor, damping: Tensor) -> Tensor:
+    """What Anderson's method takes off a damped move, from past moves and what they changed."""
+    dz, dr = torch.stack(moves, -1), torch.stack(changes, -1)
+    gram = (dr.mT @ dr).double()
+    norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()[..., None]
+    ridge = 1e-10 * torch.eye(len(moves), dtype=gram.dtype, device=gram.device)
+    normal = gram * norms * norms.mT + ridge
+    weights = norms * torch.linalg.solve(normal, norms * (dr.mT @ r[..., None]).double())
+    correction = ((dz + damping[..., None] * dr) @ weights.to(r))[..., 0]
+    return torch.where(correction.isfinite(), correction, 0)

@@ -62,12 +62,13 @@ class TwoPhases(NamedTuple):
         The straight flow is integrated backward, each point to the time at which it would have
         entered it; the Sinkhorn steps are inverted one by one.
         """
-        if self.n_straight_steps and self.start_time is None:
-            field, steps = self.straight(self._half_step(1.0)), self.n_straight_steps
-            x = integrate(field, x, n_steps=steps, method=self.method, backward=True).x
-        elif self.n_straight_steps:
+        steps = self.n_straight_steps
+        if steps:
             field = self.straight(self._half_step(1.0))
-            x = integrate_back(field, x, self._start_time, n_steps=self.n_straight_steps).x
+            if self.start_time is None:
+                x = integrate(field, x, n_steps=steps, method=self.method, backward=True).x
+            else:
+                x = integrate_back(field, x, self._start_time, n_steps=steps).x
         return invert_euler(self.sinkhorn, x, n_steps=self.n_sinkhorn_steps)
 
     def _start_time(self, x: Tensor) -> Tensor:

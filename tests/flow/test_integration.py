@@ -301,8 +301,8 @@ SMOOTH_FIELDS = {
     "contraction": lambda z, t: -0.7 * z,
     "of time": lambda z, t: (1 + t)[:, None] * z,
     "steep": lambda z, t: 8 * z,
-    "steeper in one direction": lambda z, t: z @ TILT @ (TILT.T * z.new_tensor([[3.0], [0.5]])),
-    "rotation": lambda z, t: 0.7 * z @ z.new_tensor([[0.0, 1.0], [-1.0, 0.0]]),
+    "steeper in one direction": lambda z, t: z @ TILT @ (TILT.T * z.new_tensor([[8.0], [0.3]])),
+    "rotation": lambda z, t: 2.0 * z @ z.new_tensor([[0.0, 1.0], [-1.0, 0.0]]),
     "wave": lambda z, t: 0.3 * torch.sin(2 * z.flip(-1)),
 }
 
@@ -314,6 +314,13 @@ def test_inverse_steps_undo_the_euler_steps_of_a_smooth_field(name, n_steps, poi
     there = integrate(field, points, n_steps=n_steps).x
     back = invert_euler(field, there, n_steps=n_steps)
     torch.testing.assert_close(back, points, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("field", [lambda z, t: 8 * torch.tanh(z), lambda z, t: 3 * z**3])
+def test_inverse_steps_undo_a_steep_bend(field):
+    x = torch.linspace(-2, 2, 81, dtype=torch.float64)[:, None]
+    there = integrate(field, x, n_steps=2).x
+    torch.testing.assert_close(invert_euler(field, there, n_steps=2), x, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, 8.0, 20.0])
