@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the docs runs."""
+"""Every Python block of the README and of the docs runs, and so do the examples."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_blocks_of_the_docs_run(block):
-    exec(compile(block, "docs", "exec"), {"__name__": "docs"})
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run_one_after_another(page):
+    namespace = {"__name__": "docs"}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, page.name, "exec"), namespace)
 
 
 def test_the_readme_names_the_commands_that_ci_runs():
@@ -46,4 +43,4 @@ def test_the_digits_example_saves_its_picture(tmp_path, capsys):
     namespace.update(TRAINING_STEPS=200, N_BATCHES=4, N_GENERATED=200, EVALUATIONS=(1, 2, 5))
     namespace["main"](tmp_path / "digits.png")
     assert (tmp_path / "digits.png").stat().st_size > 10_000
-    assert capsys.readouterr().out.count("by evaluations") == 2
+    assert capsys.readouterr().out.count("by evaluations") == 3

@@ -18,11 +18,6 @@ import torch
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV, cross_val_score
-from sklearn.naive_bayes import GaussianNB
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sknsgf import NSGFSampler
 
@@ -69,16 +64,6 @@ class WeightlessNetwork(torch.nn.Module):
 
     def forward(self, x, t):
         return -x
-
-
-class RecordingSampler(NSGFSampler):
-    """Notes the sizes of the samples of each fit."""
-
-    sizes = []
-
-    def fit(self, X, y=None, *, X_target=None):
-        self.sizes.append((len(X), len(X_target)))
-        return super().fit(X, y, X_target=X_target)
 
 
 def make_samples(n_source=200, n_target=150, seed=0):
@@ -734,47 +719,6 @@ def test_features_without_names_are_numbered(flow):
     assert flow.get_feature_names_out().tolist() == ["x0", "x1"]
 
 
-def test_a_pipeline_scales_the_target_with_its_earlier_steps():
-    scaler = StandardScaler().fit(X_source)
-    expected = NSGFSampler(**CHEAP).fit(scaler.transform(X_source), scaler.transform(X_target))
-    with config_context(enable_metadata_routing=True):
-        pipeline = make_pipeline(
-            StandardScaler(), NSGFSampler(**CHEAP), transform_input=["X_target"]
-        ).fit(X_source, X_target=X_target)
-        assert pipeline.score(X_source) == expected.score(scaler.transform(X_source))
-        assert_same_flow(pipeline[-1], expected)
-        moved = pipeline.transform(X_source)
-    np.testing.assert_array_equal(moved, expected.transform(scaler.transform(X_source)))
-
-
-def test_a_pipeline_passes_labels_that_change_nothing():
-    labels = np.arange(150) % 2
-    pipeline = make_pipeline(StandardScaler(), NSGFSampler(**CHEAP)).fit(X_target, labels)
-    expected = NSGFSampler(**CHEAP).fit(StandardScaler().fit_transform(X_target))
-    assert_same_flow(pipeline[-1], expected)
-
-
-@pytest.mark.parametrize("routing", [False, True])
-@pytest.mark.parametrize(("n_target", "n_in_a_fold"), [(200, 100), (150, 150)])
-def test_grid_search_takes_the_target(routing, n_target, n_in_a_fold):
-    target = make_samples(200, n_target)[1]
-    RecordingSampler.sizes.clear()
-    with config_context(enable_metadata_routing=routing):
-        search = GridSearchCV(RecordingSampler(**CHEAP), {"max_iter": [1, 100]}, cv=2)
-        search.fit(X_source, X_target=target)
-    assert RecordingSampler.sizes == [(100, n_in_a_fold)] * 4 + [(200, n_target)]
-    assert search.best_params_ == {"max_iter": 100}
-    assert search.best_score_ < 0
-    assert_same_flow(search.best_estimator_, NSGFSampler(**CHEAP).fit(X_source, target))
-
-
-def test_cross_validation_scores_one_sample():
-    scores = cross_val_score(NSGFSampler(**CHEAP), X_target, cv=3)
-    assert scores.shape == (3,)
-    assert np.all(scores < 0)
-    assert np.all(scores > -0.5)
-
-
 def test_a_score_request_is_off_by_default_and_can_be_set():
     with config_context(enable_metadata_routing=True):
         flow = NSGFSampler(**CHEAP)
@@ -782,16 +726,6 @@ def test_a_score_request_is_off_by_default_and_can_be_set():
         assert flow.get_metadata_routing().score.requests["X_target"] is False
         flow.set_score_request(X_target=True)
         assert flow.get_metadata_routing().score.requests["X_target"] is True
-
-
-def test_rows_flow_back_to_a_classifier_of_the_source():
-    labels = (X_source[:, 0] > 0).astype(int)
-    target = X_source * [1, 0.5] + SHIFT
-    classifier = GaussianNB().fit(X_source, labels)
-    flow = NSGFSampler(**CHEAP).set_params(learning_rate_init=0.02, max_iter=300)
-    pipeline = make_pipeline(flow.fit(target, X_source), FrozenEstimator(classifier))
-    assert classifier.score(target, labels) < 0.6
-    assert pipeline.score(target, labels) > 0.85
 
 
 # Continuing and stopping
