@@ -15,7 +15,8 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_python_blocks_of_the_docs_run(block):
+def test_python_blocks_of_the_docs_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where they save files
     exec(compile(block, "docs", "exec"), {"__name__": "docs"})
 
 
