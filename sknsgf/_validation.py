@@ -1,5 +1,6 @@
 """What estimators accept: parameters and samples. Every error's wording is here."""
 
+import os
 import re
 import warnings
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ def options(*names):
 def check_parameter(name, value, constraint, caller):
     """Raise scikit-learn's error about an invalid argument of a method."""
     validate_parameter_constraints({name: [constraint]}, {name: value}, caller)
+
+
+def check_path(path, caller):
+    """Refuse what is not the name of a file, such as an open file."""
+    validate_parameter_constraints({"path": [str, os.PathLike]}, {"path": path}, caller)
 
 
 @contextmanager
