@@ -19,9 +19,9 @@ LARGEST_EXPONENT = 1e5  # above, exponents in float32 are wrong by more than 1 %
 FLOATS = [np.float64, np.float32]  # kept as they are; everything else becomes the first
 
 
-def whole_number(low=1):
-    """Constraint of a parameter: an int of at least ``low``."""
-    return Interval(Integral, low, None, closed="left")
+def whole_number(low=1, high=None):
+    """Constraint of a parameter: an int of at least ``low`` and, if given, at most ``high``."""
+    return Interval(Integral, low, high, closed="left" if high is None else "both")
 
 
 def real(low, high=None, *, closed):
