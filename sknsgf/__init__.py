@@ -2,9 +2,18 @@
 
 from importlib.metadata import version
 
-from sknsgf import datasets, metrics
+from sknsgf import datasets, metrics, plotting
 from sknsgf._nsgf import NSGFSampler
 from sknsgf._nsgf_plus_plus import NSGFPlusPlus
+from sknsgf._persistence import load
 
-__all__ = ["NSGFPlusPlus", "NSGFSampler", "__version__", "datasets", "metrics"]
+__all__ = [
+    "NSGFPlusPlus",
+    "NSGFSampler",
+    "__version__",
+    "datasets",
+    "load",
+    "metrics",
+    "plotting",
+]
 __version__ = version("sknsgf")

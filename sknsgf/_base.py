@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
+from sknsgf import _persistence
 from sknsgf._torch_bridge import (
     Frame,
     available_device,
@@ -179,6 +180,39 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         blur = reference_blur(self.n_features_in_) * float(scale) or None
         with one_thread():
             return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur, tol=1e-3)
+
+    def save(self, path):
+        """Write the fitted estimator to a file that :func:`sknsgf.load` opens.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Name of the file; `.safetensors` is the usual suffix. A file that is there is replaced
+            at once when the new one is complete: whatever goes wrong, it is left as it was.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            If a parameter or an attribute cannot be written: `network` is a callable, or
+            `random_state` a generator. Use pickle or joblib then.
+        ValueError
+            If parameters or attributes were set that :func:`sknsgf.load` would refuse.
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        sknsgf.load : Open the file; has an example.
+
+        Notes
+        -----
+        The file holds all parameters and fitted attributes, `source_sample_` and `target_sample_`,
+        which are rows of the training data, among them.
+        """
+        check_is_fitted(self)
+        _persistence.save(self, path)
 
     def _sample(self, n_samples, seed):
         if self.source_sample_ is None:

@@ -3,9 +3,10 @@
 from numbers import Integral
 
 from sknsgf._base import BaseFlow
+from sknsgf._persistence import persistent
+from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
 from sknsgf._training import (
-    NetworkDesign,
     Simulation,
     continues,
     keep_rows,
@@ -34,6 +35,7 @@ from sknsgf.flow.regression import SCHEDULES
 from sknsgf.flow.trajectories import POOL_DTYPES, TIMES, flow_step_sizes
 
 
+@persistent
 class NSGFSampler(BaseFlow):
     """Transport flow between two samples by neural Sinkhorn gradient flow.
 
@@ -247,6 +249,16 @@ class NSGFSampler(BaseFlow):
         "device": [str],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
+    }
+
+    _fitted_attributes = {
+        **FLOW_ATTRIBUTES,
+        "time_": one_of(*TIMES),
+        "method_": one_of(*METHODS),
+        "n_integration_steps_": whole(),
+        "network_parameters_": WEIGHTS,
+        "loss_curve_": LOSSES,
+        "validation_loss_curve_": LOSSES,
     }
 
     def __init__(

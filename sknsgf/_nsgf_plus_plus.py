@@ -8,9 +8,10 @@ import torch
 from sklearn.utils import gen_batches
 
 from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
+from sknsgf._persistence import persistent
+from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, by_phase, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
 from sknsgf._training import (
-    NetworkDesign,
     PairSimulation,
     Simulation,
     continues,
@@ -46,8 +47,13 @@ from sknsgf.flow.trajectories import POOL_DTYPES, flow_step_sizes
 PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
 SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
 SINKHORN_TRAINING = 0.5  # of the gradient steps: a field at few times is learned sooner
+NETWORKS = {
+    "consistent": ("sinkhorn", "straight"),
+    "paper": ("sinkhorn", "straight", "transition"),
+}
 
 
+@persistent
 class NSGFPlusPlus(BaseFlow):
     """Transport flow in two phases, for few network evaluations (NSGF++).
 
@@ -244,7 +250,7 @@ class NSGFPlusPlus(BaseFlow):
     """
 
     _parameter_constraints = {
-        "mode": [options("consistent", "paper")],
+        "mode": [options(*NETWORKS)],
         "blur": [real(1e-3, 1e3, closed="both"), options("auto")],
         "n_steps": [whole_number()],
         "step_size": [real(0, 1, closed="right"), options("auto")],
@@ -282,6 +288,17 @@ class NSGFPlusPlus(BaseFlow):
         "device": [str],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
+    }
+
+    _fitted_attributes = {
+        **FLOW_ATTRIBUTES,
+        "mode_": one_of(*NETWORKS),
+        "pairing_": one_of(*PAIRINGS),
+        "method_": one_of(*METHODS),
+        "n_straight_steps_": whole(0),
+        "network_parameters_": by_phase(WEIGHTS, NETWORKS),
+        "loss_curves_": by_phase(LOSSES, NETWORKS),
+        "validation_loss_curves_": by_phase(LOSSES, NETWORKS),
     }
 
     def __init__(

@@ -14,6 +14,7 @@ STREAMS = (
     *("source", "target", "network", "training", "kept", "sampling", "scoring"),
     *("pairing source", "pairing target", "pairing"),
     *("straight network", "straight training", "transition network", "transition training"),
+    "plotting",
 )
 CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28

@@ -4,11 +4,9 @@ Each function takes the estimator for its parameters, and says which fitted attr
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from math import ceil, prod
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +33,11 @@ from sknsgf._validation import (
     check_pool_size,
     check_scale,
     checked_network,
-    hidden_sizes,
-    image_design,
     resolve_device,
     training_errors,
 )
 from sknsgf.flow.external import SOLVERS, choose_solver
-from sknsgf.flow.networks import build_network, build_transition_network, seeded_layers
+from sknsgf.flow.networks import seeded_layers
 from sknsgf.flow.paths import make_pairing
 from sknsgf.flow.regression import fit_regression
 from sknsgf.flow.trajectories import (
@@ -57,37 +53,6 @@ KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
 ENDPOINT_FEATURES = 16  # from this many features on, endpoints are learned better than velocities
 LEARNING_RATES = {"velocity": 4e-3, "endpoint": 2e-3}
 VALIDATION_POINTS = 8_192  # points of the held-out flows that early stopping looks at
-
-
-class NetworkDesign(NamedTuple):
-    """What it takes to build a fitted network again."""
-
-    network: str | Callable
-    n_features: int
-    hidden_layer_sizes: tuple
-    activation: str | None
-    image_shape: tuple | None
-    channels: tuple
-    prediction: str
-
-    @classmethod
-    def of(cls, estimator):
-        """Design that the parameters of an estimator ask for."""
-        layers, images = ((), None), (None, ())
-        if estimator.network == "mlp":
-            layers = hidden_sizes(estimator.hidden_layer_sizes), estimator.activation
-        elif estimator.network == "unet":
-            images = image_design(estimator)
-        size = estimator.n_features_in_
-        return cls(estimator.network, size, *layers, *images, estimator.prediction_)
-
-    def build(self, seed=0):
-        """Network with fresh weights."""
-        return build_network(*self[:-1], seed=seed)
-
-    def build_transition(self, seed=0):
-        """Predictor of transition times with fresh weights."""
-        return build_transition_network(*self[:-1], seed=seed)
 
 
 def resolve(estimator, X_source, X_target):

@@ -1,5 +1,6 @@
 """What estimators accept: parameters and samples. Every error's wording is here."""
 
+import os
 import re
 import warnings
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ LARGEST_EXPONENT = 1e5  # above, exponents in float32 are wrong by more than 1 %
 FLOATS = [np.float64, np.float32]  # kept as they are; everything else becomes the first
 
 
-def whole_number(low=1):
-    """Constraint of a parameter: an int of at least ``low``."""
-    return Interval(Integral, low, None, closed="left")
+def whole_number(low=1, high=None):
+    """Constraint of a parameter: an int of at least ``low`` and, if given, at most ``high``."""
+    return Interval(Integral, low, high, closed="left" if high is None else "both")
 
 
 def real(low, high=None, *, closed):
@@ -36,6 +37,11 @@ def options(*names):
 def check_parameter(name, value, constraint, caller):
     """Raise scikit-learn's error about an invalid argument of a method."""
     validate_parameter_constraints({name: [constraint]}, {name: value}, caller)
+
+
+def check_path(path, caller):
+    """Refuse what is not the name of a file, such as an open file."""
+    validate_parameter_constraints({"path": [str, os.PathLike]}, {"path": path}, caller)
 
 
 @contextmanager

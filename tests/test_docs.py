@@ -10,7 +10,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_blocks_of_a_page_run_one_after_another(page):
+def test_the_python_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where they save files
     namespace = {"__name__": "docs"}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, page.name, "exec"), namespace)
@@ -44,3 +45,15 @@ def test_the_digits_example_saves_its_picture(tmp_path, capsys):
     namespace["main"](tmp_path / "digits.png")
     assert (tmp_path / "digits.png").stat().st_size > 10_000
     assert capsys.readouterr().out.count("by evaluations") == 3
+
+
+def test_the_flow_example_saves_its_picture(tmp_path, capsys):
+    namespace = {"__name__": "plot_flow"}
+    script = ROOT / "examples" / "plot_flow.py"
+    exec(compile(script.read_text(), str(script), "exec"), namespace)
+    namespace.update(N_ROWS=300, N_BATCHES=4, TRAINING_STEPS=150)
+    namespace["main"](tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").stat().st_size > 10_000
+    lines = capsys.readouterr().out.splitlines()
+    source, first, second, _ = (float(line.split()[-1]) for line in lines[2:6])
+    assert second < first < source
