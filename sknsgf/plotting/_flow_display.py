@@ -260,6 +260,17 @@ class FlowDisplay:
         ------
         ValueError
             If a parameter is not valid, or the kind needs two dimensions and there is one.
+        ImportError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sknsgf.plotting import FlowDisplay
+        >>> rows = np.random.default_rng(0).normal(size=(50, 2))
+        >>> display = FlowDisplay([rows, rows + 1, rows + 3], n_sinkhorn_steps=1).plot(alpha=0.9)
+        >>> sorted(display.artists_)
+        ['Sinkhorn phase', 'end', 'start', 'straight phase']
         """
         check_parameter("kind", kind, options(*ROWS), "FlowDisplay.plot")
         if kind != "trajectories" and len(self.labels) == 1:
@@ -311,6 +322,21 @@ class FlowDisplay:
         ------
         ValueError
             If a parameter is not valid.
+        ImportError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from sknsgf.plotting import FlowDisplay
+        >>> rows = np.random.default_rng(0).normal(size=(50, 2))
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "flow.gif"
+        ...     animation = FlowDisplay([rows, rows + 3]).animate(path, n_frames=3)
+        ...     path.exists()
+        True
         """
         check_parameter("n_frames", n_frames, whole_number(2), "FlowDisplay.animate")
         check_parameter("fps", fps, real(0, closed="neither"), "FlowDisplay.animate")

@@ -141,6 +141,15 @@ class LossCurveDisplay:
         ------
         ValueError
             If `smoothing` is not an int of at least 1.
+        ImportError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> from sknsgf.plotting import LossCurveDisplay
+        >>> display = LossCurveDisplay({"network": [4.0, 2.0, 1.0, 1.0]}).plot(linewidth=3)
+        >>> display.ax_.get_yscale()
+        'log'
         """
         check_parameter("smoothing", smoothing, whole_number(), "LossCurveDisplay.plot")
         self.ax_ = axes_or_new(ax, "LossCurveDisplay.plot")
