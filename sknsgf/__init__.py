@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from sknsgf import datasets, metrics, plotting
+from sknsgf._adapter import TransportAdapter
 from sknsgf._nsgf import NSGFSampler
 from sknsgf._nsgf_plus_plus import NSGFPlusPlus
 from sknsgf._persistence import load
@@ -10,6 +11,7 @@ from sknsgf._persistence import load
 __all__ = [
     "NSGFPlusPlus",
     "NSGFSampler",
+    "TransportAdapter",
     "__version__",
     "datasets",
     "load",

@@ -4,14 +4,26 @@ import os
 import re
 import warnings
 from contextlib import contextmanager
+from inspect import signature
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
-from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
-from sklearn.utils.validation import _check_feature_names, _check_n_features, validate_data
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    validate_data,
+)
 
 from sknsgf.flow.regression import DivergenceError
 
@@ -32,6 +44,11 @@ def real(low, high=None, *, closed):
 def options(*names):
     """Constraint of a parameter: one of some strings."""
     return StrOptions(set(names))
+
+
+def methods(*names):
+    """Constraint of a parameter: an object with some methods."""
+    return HasMethods(list(names))
 
 
 def check_parameter(name, value, constraint, caller):
@@ -89,6 +106,48 @@ def check_target(estimator, X, y, X_target):
         reason = re.sub("^X has", "It has", str(error))
         raise ValueError(f"The target sample does not match X. {reason}") from None
     return rows
+
+
+def check_labelled_samples(estimator, X, y, X_target):
+    """Source rows with labels and target rows without, for a meta-estimator to fit on."""
+    if X_target is None:
+        raise ValueError(
+            f"{type(estimator).__name__} needs a sample of the target to fit: pass unlabelled rows "
+            "like those to predict, fit(X, y, X_target=X_target). Got X_target=None."
+        )
+    X, y = validate_data(
+        estimator, X, y, reset=True, dtype=FLOATS, ensure_min_samples=2, multi_output=True
+    )
+    return X, y, check_target(estimator, X, None, X_target)
+
+
+def check_label_weights(estimator, method, weights, X):
+    """Keyword argument for a method of a wrapped estimator: weights, if there are any."""
+    if weights is None:
+        return {}
+    if "sample_weight" not in signature(getattr(estimator, method)).parameters:
+        raise ValueError(
+            f"sample_weight was given, but {type(estimator).__name__}.{method} does not take it. "
+            "Give none, or use another estimator."
+        )
+    return {"sample_weight": _check_sample_weight(weights, X)}
+
+
+def check_adapter_transport(adapter):
+    """Refuse a transport that lacks what the direction needs, or that changes units."""
+    name, transport = type(adapter).__name__, adapter.transport
+    if isinstance(transport, Pipeline):
+        raise ValueError(
+            f"The 'transport' parameter of {name} must return rows in the units of those it is "
+            "given. Got a Pipeline, whose other steps change units. Put these steps before the "
+            f"adapter: make_pipeline(StandardScaler(), {name}(flow, estimator), "
+            "transform_input=['X_target'])."
+        )
+    if adapter.direction == "inverse" and not hasattr(transport, "inverse_transform"):
+        raise ValueError(
+            f"direction='inverse' of {name} needs a transport with the method inverse_transform. "
+            f"Got {transport!r}. Use direction='forward' or 'backward'."
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "sknsgf"
 # What a module may import of the package; the first pattern that fits decides, a module that none
 # fits is free, and a package may always import what lies inside it.
 ARROWS = {
+    "_adapter": ["_validation"],
     "_nsgf*": [
         *("_base", "_training", "_persistence", "_state", "_validation", "_torch_bridge"),
         *("flow", "flow.*"),
