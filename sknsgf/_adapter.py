@@ -39,7 +39,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
     given to :meth:`fit` are of the source; rows given to :meth:`predict`, :meth:`score` and the
     like are of the *target*.
 
-    Read more in ``docs/domain_adaptation.md``.
+    Read more on the page :doc:`/domain_adaptation`.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
         Class labels, if `estimator` has them.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, when `X` has string column names. `transport` and `estimator` see
         arrays without names.
 

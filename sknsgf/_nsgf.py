@@ -48,7 +48,7 @@ class NSGFSampler(BaseFlow):
     transport; put a :class:`~sklearn.preprocessing.StandardScaler` in front where features have
     different units.
 
-    Read more in the user guide, ``docs/user_guide.md``.
+    Read more in the :doc:`user guide </user_guide>`.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class NSGFSampler(BaseFlow):
         Normal law of the source after ``fit(X)``; after a two-sample fit its sample's moments.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, when `X` has string column names.
 
     See Also

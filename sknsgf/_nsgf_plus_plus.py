@@ -62,7 +62,7 @@ class NSGFPlusPlus(BaseFlow):
     two follows a *straight flow*, regressed on straight paths between pairs of points, to the
     target ([1]_, with the modes below).
 
-    Read more in ``docs/two_phases.md``.
+    Read more on the page :doc:`/two_phases`.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class NSGFPlusPlus(BaseFlow):
         Normal law of the source after ``fit(X)``; after a two-sample fit its sample's moments.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, when `X` has string column names.
 
     See Also

@@ -82,7 +82,7 @@ def simulate_flow(
         the empirical divergence.
     y : Tensor of shape (B, m, d)
         Targets, the same along the whole flow.
-    velocity : callable (x, y, *, state) -> SinkhornVelocity
+    velocity : callable ``(x, y, *, state)`` -> SinkhornVelocity
         One of the solvers with its options bound.
     step_sizes : sequence of float
         See :func:`flow_step_sizes`; at least one.

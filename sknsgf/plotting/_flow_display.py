@@ -65,7 +65,7 @@ class FlowDisplay:
     """Pictures of rows on their way from the source to the target.
 
     Use :meth:`from_estimator` to create and draw it. :meth:`plot` draws what it holds again, and
-    :meth:`animate` makes it move. Read more in ``docs/plotting.md``.
+    :meth:`animate` makes it move. Read more on the page :doc:`/plotting`.
 
     Parameters
     ----------

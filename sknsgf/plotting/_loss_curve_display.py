@@ -22,7 +22,7 @@ from sknsgf.plotting._drawing import (
 class LossCurveDisplay:
     """Training losses over the gradient steps.
 
-    Use :meth:`from_estimator` to create and draw it. Read more in ``docs/plotting.md``.
+    Use :meth:`from_estimator` to create and draw it. Read more on the page :doc:`/plotting`.
 
     Parameters
     ----------
