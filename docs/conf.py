@@ -1,7 +1,6 @@
 """Configuration of the documentation: ``python -m sphinx -W docs docs/_build/html``."""
 
 import os
-import sys
 from importlib.metadata import version as installed_version
 
 # Gallery scripts run in this process: without a screen, and with one order of everything.
@@ -64,5 +63,5 @@ html_theme_options = {
     "pygments_light_style": "tango",
 }
 # Pages without pages below them need no room for their list.
-PAGES_ALONE = "index installation tutorial benchmarks coming_from glossary changelog".split()
-html_sidebars = {page: [] for page in PAGES_ALONE}
+PAGES_ALONE = ["index", "installation", "tutorial", "benchmarks", "coming_from", "glossary"]
+html_sidebars = {page: [] for page in [*PAGES_ALONE, "changelog"]}

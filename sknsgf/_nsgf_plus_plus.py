@@ -38,7 +38,7 @@ from sknsgf._validation import (
 )
 from sknsgf.flow.external import SOLVERS
 from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate
-from sknsgf.flow.networks import ACTIVATIONS, velocity_field
+from sknsgf.flow.networks import ACTIVATIONS, particle_field, velocity_field
 from sknsgf.flow.paths import PAIRINGS
 from sknsgf.flow.phases import TwoPhases
 from sknsgf.flow.regression import SCHEDULES
@@ -46,7 +46,7 @@ from sknsgf.flow.trajectories import POOL_DTYPES, flow_step_sizes
 
 PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
 SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
-SINKHORN_TRAINING = 0.5  # of the gradient steps: a field at few times is learned sooner
+SINKHORN_TRAINING = 0.5  # of the gradient steps: what its phase leaves, the next one makes up for
 NETWORKS = {
     "consistent": ("sinkhorn", "straight"),
     "paper": ("sinkhorn", "straight", "transition"),
@@ -58,9 +58,8 @@ class NSGFPlusPlus(BaseFlow):
     """Transport flow in two phases, for few network evaluations (NSGF++).
 
     Phase one takes at most a few Euler steps with a network that learned the velocity of the
-    Sinkhorn flow at the times of these steps, as in :class:`NSGFSampler` with discrete time. Phase
-    two follows a *straight flow*, regressed on straight paths between pairs of points, to the
-    target ([1]_, with the modes below).
+    Sinkhorn flow, as in :class:`NSGFSampler`. Phase two follows a *straight flow*, regressed on
+    straight paths between pairs of points, to the target ([1]_, with the modes below).
 
     Read more on the page :doc:`/two_phases`.
 
@@ -132,11 +131,11 @@ class NSGFPlusPlus(BaseFlow):
         Channels of the "unet" network at each resolution, from the full one downwards. Only used
         with ``network="unet"``.
     prediction : {"auto", "velocity", "endpoint"}, default="auto"
-        What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
-        "endpoint" from 16 features on.
+        What the networks predict: the velocity, or the point it leads to; in the Sinkhorn phase,
+        the point that a step of size 1 would lead to. "auto" is "endpoint" from 16 features on.
     max_iter : int, default=8000
-        Gradient steps of the training of each network; the network of the Sinkhorn phase, which
-        learns at a few times only, takes half as many.
+        Gradient steps of the training of each network; the network of the Sinkhorn phase, whose
+        errors the next phase makes up for, takes half as many.
     batch_size : int, default=256
         Points of one gradient step.
     learning_rate_init : float or "auto", default="auto"
@@ -420,7 +419,8 @@ class NSGFPlusPlus(BaseFlow):
             learned = {}
             flows = Simulation(self, X_source, X_target)
             n_draws = ceil(SINKHORN_TRAINING * self.max_iter)
-            pools = make_pools(self, flows, time="discrete", n_draws=n_draws)
+            time, step_sizes = self._sinkhorn_time(), self.step_sizes_
+            pools = make_pools(self, flows, time=time, n_draws=n_draws, step_sizes=step_sizes)
             learned["sinkhorn"] = train_on_pools(
                 self, networks["sinkhorn"], *pools, stream="training"
             )
@@ -470,6 +470,15 @@ class NSGFPlusPlus(BaseFlow):
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)
 
+    def _sinkhorn_time(self):
+        """Times at which the Sinkhorn flow is learned, although only those of its steps are used.
+
+        Points on their way tell where they go, source points alone hardly do in high dimension. A
+        network can't follow a speed that jumps from step to step, though.
+        """
+        constant_speed = self.step_size == "auto" or self.n_steps == 1
+        return "continuous" if constant_speed and self.mode == "consistent" else "discrete"
+
     def _start_networks(self):
         """Networks with fresh weights, or with those of the last fit under warm start."""
         design, arrays = NetworkDesign.of(self), {}
@@ -495,7 +504,7 @@ class NSGFPlusPlus(BaseFlow):
             return lambda points: points
         n_steps = len(self.step_sizes_)
         network = learned["sinkhorn"].network.eval()
-        field = velocity_field(network, self.prediction_, 0.5 / n_steps)
+        field = particle_field(network, self.prediction_, self.step_sizes_)
         size = CPU_CHUNK if self.device_ == "cpu" else CUDA_CHUNK
 
         def carry(points):
@@ -527,7 +536,7 @@ class NSGFPlusPlus(BaseFlow):
         }
         n_steps = len(self.step_sizes_)
         phases = TwoPhases(
-            velocity_field(networks["sinkhorn"], self.prediction_, 0.5 / n_steps),
+            particle_field(networks["sinkhorn"], self.prediction_, self.step_sizes_),
             partial(velocity_field, networks["straight"], self.prediction_),
             networks.get("transition"),
             n_steps,

@@ -204,7 +204,7 @@ class PairSimulation:
         return ends.flatten(0, 1)
 
 
-def make_pools(estimator, simulate, *, time, n_draws):
+def make_pools(estimator, simulate, *, time, n_draws, step_sizes=None):
     """Pool for a number of gradient steps and, for early stopping, a pool of flows held out.
 
     The pool is simulated at once, or in parts where ``pool="online"`` and it is over the budget.
@@ -223,7 +223,7 @@ def make_pools(estimator, simulate, *, time, n_draws):
         n_flows * flow_bytes / 1e6,
         n_parts,
     )
-    pool = partial(TrajectoryPool, time=time, target=estimator.prediction_)
+    pool = partial(TrajectoryPool, time=time, target=estimator.prediction_, step_sizes=step_sizes)
     held_out = pool(simulate(slice(n_train, n_flows))) if n_held_out else None
     bounds = [n_train * part // n_parts for part in range(n_parts + 1)]
 

@@ -128,6 +128,18 @@ def test_the_straight_phase_makes_up_for_steps_that_leave_a_share_of_the_way():
     np.testing.assert_allclose(shift, (1 - 0.7**2) * SHIFT, atol=0.15)
 
 
+@pytest.mark.parametrize("prediction", ["velocity", "endpoint"])
+def test_a_large_step_from_many_dimensions_keeps_what_it_does_not_move(prediction):
+    # Noise of more dimensions than the network has units: it can't be learned, only kept.
+    X, y = np.random.default_rng(0).normal(size=(2, 400, 30))
+    settings = {**TRAINED, "hidden_layer_sizes": (8,), "step_size": 0.1, "n_steps": 1}
+    flow = fitted((X, 0.01 * y), **settings, prediction=prediction)
+    flow.n_straight_steps_ = 0
+    moved = flow.transform(X)
+    kept = [np.corrcoef(before, after)[0, 1] for before, after in zip(X.T, moved.T, strict=True)]
+    assert min(kept) > 0.95
+
+
 @pytest.mark.parametrize("pairing", ["sinkhorn", "potentials", "exact", "independent"])
 @each_mode
 def test_every_pairing_leads_to_the_target(mode, pairing):

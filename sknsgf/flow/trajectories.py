@@ -128,6 +128,10 @@ class TrajectoryPool:
     target : {"velocity", "endpoint"}, default="velocity"
         What the network learns: the velocity ``u`` per unit of flow time, or the point
         ``x + (1 - t) u`` where this velocity leads to at time 1.
+    step_sizes : sequence of float, default=None
+        Sizes of the simulated steps. With them an endpoint is instead where a step of size 1 would
+        have led to, ``x + v`` for a particle at ``x`` with Sinkhorn velocity ``v``, however much of
+        this way the step goes.
 
     Examples
     --------
@@ -140,9 +144,15 @@ class TrajectoryPool:
     """
 
     def __init__(
-        self, positions: Tensor, *, time: str = "continuous", target: str = "velocity"
+        self,
+        positions: Tensor,
+        *,
+        time: str = "continuous",
+        target: str = "velocity",
+        step_sizes: Sequence[float] | None = None,
     ) -> None:
         self.positions, self.time, self.target = positions, time, target
+        self.step_sizes = step_sizes
         self.dtype = torch.promote_types(positions.dtype, torch.float32)
         self._epoch = positions.new_empty(0, dtype=torch.int64)
 
@@ -182,9 +192,11 @@ class TrajectoryPool:
         move = self.positions[rows, step + 1] - here
         x = here + (t * self.n_steps - step)[:, None] * move
         velocity = self.n_steps * move
-        if self.target == "endpoint":
+        if self.target == "velocity":
+            return x, t, velocity
+        if self.step_sizes is None:
             return x, t, x + (1 - t)[:, None] * velocity
-        return x, t, velocity
+        return x, t, here + move / move.new_tensor(self.step_sizes)[step, None]
 
     def _next_rows(self, n: int, generator: torch.Generator) -> Tensor:
         while len(self._epoch) < n:

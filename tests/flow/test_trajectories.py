@@ -254,6 +254,26 @@ def test_every_point_of_a_straight_trajectory_leads_to_its_end():
 
 
 @pytest.mark.parametrize("time", ["continuous", "discrete"])
+@pytest.mark.parametrize("step_sizes", [[0.2, 0.5, 0.3], [0.7]])
+def test_with_step_sizes_an_endpoint_is_where_a_whole_step_leads_to(time, step_sizes):
+    end = torch.tensor([2.0, -4.0], dtype=torch.float64)
+    left = torch.tensor([1.0, *(1 - size for size in step_sizes)], dtype=torch.float64).cumprod(0)
+    positions = (1 - left)[None, :, None] * end
+    pool = TrajectoryPool(positions, time=time, target="endpoint", step_sizes=step_sizes)
+    torch.testing.assert_close(pool.draw(100, generator())[2], end.expand(100, 2))
+
+
+def test_steps_of_constant_speed_have_the_same_endpoints_with_and_without_their_sizes():
+    options = {"target": "endpoint", "n_steps": 4}
+    without = random_pool(**options).draw(100, generator())
+    sizes = flow_step_sizes(4, "auto")
+    for value, other in zip(
+        without, random_pool(**options, step_sizes=sizes).draw(100, generator()), strict=True
+    ):
+        torch.testing.assert_close(value, other)
+
+
+@pytest.mark.parametrize("time", ["continuous", "discrete"])
 def test_endpoint_is_where_the_velocity_leads_to_at_time_one(time):
     x, t, velocity = random_pool(time=time).draw(100, generator())
     same_x, same_t, endpoint = random_pool(time=time, target="endpoint").draw(100, generator())

@@ -1,7 +1,7 @@
 """Networks that represent a velocity field or predict a transition time."""
 
 from sknsgf.flow.networks.build import build_network, build_transition_network, seeded_layers
-from sknsgf.flow.networks.fields import velocity_field
+from sknsgf.flow.networks.fields import particle_field, velocity_field
 from sknsgf.flow.networks.mlp import ACTIVATIONS, TransitionMLP, VelocityMLP
 from sknsgf.flow.networks.transition import TransitionCNN
 from sknsgf.flow.networks.unet import VelocityUNet
@@ -14,6 +14,7 @@ __all__ = [
     "VelocityUNet",
     "build_network",
     "build_transition_network",
+    "particle_field",
     "seeded_layers",
     "velocity_field",
 ]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sknsgf.flow.integration import integrate
-from sknsgf.flow.networks import VelocityMLP, velocity_field
+from sknsgf.flow.networks import VelocityMLP, particle_field, velocity_field
 
 
 def mlp():
@@ -67,3 +67,17 @@ def test_a_flow_bounded_by_half_a_step_arrives_at_the_predicted_endpoint(method,
     start = torch.zeros(1, 1, dtype=torch.float64)
     end = integrate(field, start, n_steps=n_steps, method=method).x
     torch.testing.assert_close(end, torch.ones_like(end), rtol=0, atol=1e-9)
+
+
+def test_euler_steps_along_a_particle_field_are_those_of_the_particle_scheme():
+    destination, step_sizes = torch.tensor([4.0, -2.0]), [0.3, 0.5, 0.2]
+    field = particle_field(lambda x, t: destination.expand_as(x), "endpoint", step_sizes)
+    positions = integrate(field, torch.zeros(2, 2), n_steps=3, return_trajectory=True).x
+    left = torch.tensor([1.0, 0.7, 0.7 * 0.5, 0.7 * 0.5 * 0.8])
+    expected = (1 - left)[:, None, None] * destination.expand(2, 2)
+    torch.testing.assert_close(positions, expected)
+
+
+def test_a_particle_field_of_velocities_is_the_network():
+    network = mlp()
+    assert particle_field(network, "velocity", [0.3]) is network
