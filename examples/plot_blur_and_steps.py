@@ -78,19 +78,21 @@ for axes, blur in zip(panels[0], BLURS, strict=True):
 plt.show()
 
 # %%
-# Look along a row first. With blur 1, about the side of a square, every row of the sample is drawn to
-# an average over several squares, and the board never appears. With 0.3 it does, though after one
-# step its white squares are the fullest; after ten, 0.3, 0.1 and 0.02 are hard to tell apart.
+# Look from left to right first. With blur 1, nearly the side of a square, every row is drawn to an
+# average over several squares, and the board never appears. With 0.3 it does, though after one step
+# its white squares are fuller; after ten, 0.3, 0.1 and 0.02 are hard to tell apart.
 #
-# Now look down a column. A single step goes straight, with the velocity that a row has at the start.
-# Where neighbours part for different squares, that velocity is an average of theirs, and the row
-# stops in the white in between. Velocities on the way know more: with each step the white empties.
+# Now look down a column. A single step goes straight, with the velocity that a row has at the
+# start. Where neighbours part for different squares, that velocity is an average of theirs, and the
+# row stops in the white in between. Velocities on the way know more: with each step the white
+# empties.
 #
 # In numbers
 # ----------
 #
-# The exact 2-Wasserstein distance to the target is the root mean square way that is left. Its floor
-# is what another sample of the target has. (These samples are quasi-random, which lowers the floor.)
+# The exact 2-Wasserstein distance to the target is the root mean square of the ways that are left.
+# Its floor is what another sample of the target has. (These samples are quasi-random, which lowers
+# the floor.)
 
 _, X_other = quasi_random_pair(PAIR, N_COMPARED, random_state=2)
 floor = wasserstein_distance(X_other, X_test)
@@ -105,9 +107,7 @@ figure, (left, right) = plt.subplots(
 for (blur, values), colour, marker in zip(distances.items(), COLOURS, MARKERS, strict=True):
     left.plot(CURVE_STEPS, values, marker=marker, color=colour, label=f"blur {blur:g}")
 left.axhline(floor, color="gray", linestyle="--", label="floor")
-left.set(
-    xscale="log", yscale="log", xlabel="integration steps", ylabel="Wasserstein distance to target"
-)
+left.set(xscale="log", yscale="log", xlabel="integration steps", ylabel="distance to target (W2)")
 left.set_xticks(CURVE_STEPS, CURVE_STEPS)
 left.set_yticks((0.1, 0.2, 0.4, 0.8), (0.1, 0.2, 0.4, 0.8))
 left.minorticks_off()
@@ -128,9 +128,8 @@ print(f"  floor    {floor:7.3f}")
 # ------------
 #
 # - Keep ``blur="auto"``, 0.1 for two features. Sharper costs time, as more Sinkhorn iterations are
-#   needed, and gains nothing here: what is left above the floor comes from the training and from the
-#   batches of the simulated flows. Between 0.1 and 1 the fit takes the same time; a wider blur is a
-#   choice for a smoother map, as in :ref:`sphx_glr_auto_examples_quickstart.py`.
+#   needed, and gains nothing here. From 0.1 to 1 the fit takes about the same time; a wider blur is
+#   a choice for a smoother map, as in :ref:`sphx_glr_auto_examples_quickstart.py`.
 # - Take 10 steps, the default, and more only if transport may cost more: beyond, little is gained.
 # - Where few evaluations are allowed, :class:`~sknsgf.NSGFPlusPlus` is made for them
 #   (:doc:`/two_phases`).

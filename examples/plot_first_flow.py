@@ -68,9 +68,9 @@ plt.show()
 # Where rows arrive
 # -----------------
 #
-# A row keeps its colour, which tells how far to the right it began. Neighbours stay neighbours, with
-# exceptions: each moon is torn where its rows part for two places of the S. A learned velocity
-# changes gradually, so that it drops a few rows in between: the thin scatter beside the S.
+# A row keeps its colour, which tells how far to the right it began. Neighbours stay neighbours,
+# with exceptions: at its end, each moon is torn where rows part for two places of the S. A learned
+# velocity changes gradually there, so that a few rows are left in between, beside the S.
 
 X_moved = flow.transform(X_new)
 
@@ -109,8 +109,8 @@ print(flow.sample(3, random_state=0).round(2))
 print(flow.inverse_transform(X_test[:3]).round(2))
 
 # %%
-# Where to go from here: :doc:`the user guide </user_guide>` explains the parameters, and the example
-# :ref:`sphx_glr_auto_examples_plot_blur_and_steps.py` shows what the two that matter most change.
+# Where to go from here: the :doc:`user guide </user_guide>` explains the parameters, and
+# :ref:`sphx_glr_auto_examples_plot_blur_and_steps.py` shows what the two most important change.
 plt.show()
 
 # sphinx_gallery_thumbnail_number = 3
