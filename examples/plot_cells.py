@@ -8,9 +8,9 @@ types, tell what the treatment does to each type?
 
 The data of this page are **simulated**: counts of 200 genes from a model that is written down
 below, not measurements. So the truth is known, and the answer can be checked type by type. The flow
-finds the right shift for each of four types, while one shift for all cells is far off. It can do so
-since each type moves less far than the types lie apart, and since both samples hold the types in
-the same shares. Real data need not be so kind.
+finds the change of each of four types, while one shift for all cells is far off. It can do so since
+each type moves less far than the types lie apart, and since both samples hold the types in the same
+shares. Real data need not be so kind.
 """
 
 # %%
@@ -24,7 +24,9 @@ the same shares. Real data need not be so kind.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
 
 from sknsgf import NSGFSampler
 from sknsgf.metrics import energy_distance
@@ -98,7 +100,10 @@ plt.show()
 # --------
 #
 # It is fitted to all cells of both samples at once, and carries control cells that it has not seen.
-# Four streams, each in its own direction, can be made out.
+# Nearly all of them stay in their cluster, and go with it. A few cross over to another type: the
+# shares of the types differ by chance, between the samples and between the batches that the flow
+# learns from, and what one type has too many, another has too few. How many go astray is printed
+# below: moved cells whose nearest treated cells are of another type.
 
 flow = NSGFSampler(n_flows=N_FLOWS, max_iter=TRAINING_STEPS, random_state=0, n_jobs=-1)
 flow.fit(X_control, X_treated)
@@ -107,15 +112,22 @@ figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
 FlowDisplay.from_estimator(flow, X_new, X_target=X_test, ax=axes)
 plt.show()
 
+X_moved = flow.transform(X_new)
+nearest_kind = KNeighborsClassifier().fit(X_treated, treated_kind).predict(X_moved)
+print(f"Cells astray: {(nearest_kind != new_kind).mean():.1%} of {N_HELD_OUT}.")
+
 # %%
 # Type by type
 # ------------
 #
-# For each type, the energy distance in all 30 components between predicted and treated cells of that
-# type, both held out. *No change* leaves the control cells as they are, *one shift* adds the
+# For each type, the energy distance in all 30 components between predicted and treated cells of
+# that type, both held out. *No change* leaves the control cells as they are, *one shift* adds the
 # difference of the means of the samples to all of them. *A shift per type* adds the difference of
 # the means of the type's cells: this needs to know the type of every cell in both samples, which
 # the flow does not. The floor is the distance of the treated cells that the flow was fitted to.
+#
+# The flow is more than ten times closer than one shift, but not as close as the shifts that know
+# the types. It is worst on the rarest type, where cells astray weigh most.
 
 shift = X_treated.mean(axis=0) - X_control.mean(axis=0)
 shifts = np.array(
@@ -124,33 +136,35 @@ shifts = np.array(
         for k in range(n_types)
     ]
 )
+between = pdist([X_control[control_kind == k].mean(axis=0) for k in range(n_types)])
+print(f"Types move by {np.linalg.norm(shifts, axis=1).max():.1f} at most, ", end="")
+print(f"and are {between.min():.1f} apart at least.")
 predictions = {
     "no change": X_new,
     "one shift": X_new + shift,
-    "flow": flow.transform(X_new),
+    "flow": X_moved,
     "a shift per type (knows types)": X_new + shifts[new_kind],
 }
-bars = {
+errors = {
     name: [energy_distance(X[new_kind == k], X_test[test_kind == k]) for k in range(n_types)]
     for name, X in predictions.items()
 }
-bars["floor"] = [
+errors["floor"] = [
     energy_distance(X_treated[treated_kind == k], X_test[test_kind == k]) for k in range(n_types)
 ]
-styles = ("#BBBBBB", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+colours, markers = ("#999999", "#56B4E9", "#D55E00", "#009E73", "#000000"), "Xso^_"
 
 figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-for number, ((name, values), colour) in enumerate(zip(bars.items(), styles, strict=True)):
-    places = np.arange(n_types) + 0.16 * (number - 2)
-    axes.bar(places, values, width=0.15, color=colour, label=name)
+for (name, values), colour, marker in zip(errors.items(), colours, markers, strict=True):
+    axes.plot(range(n_types), values, marker, color=colour, markersize=9, label=name)
 axes.set_xticks(range(n_types), [f"type {name}" for name in TYPES])
 axes.set(yscale="log", ylabel="energy distance to treated cells")
 figure.legend(loc="outside right upper", frameon=False)
 plt.show()
 
-print(f"{'energy distance':32}" + "".join(f"type {name:4}" for name in TYPES))
-for name, values in bars.items():
-    print(f"  {name:28}" + "".join(f"{value:9.3f}" for value in values))
+print(f"{'energy distance':34}" + "".join(f"{'type ' + name:>8}" for name in TYPES))
+for name, values in errors.items():
+    print(f"  {name:32}" + "".join(f"{value:8.3f}" for value in values))
 
 # %%
 # Gene by gene
@@ -161,12 +175,9 @@ for name, values in bars.items():
 # all cells, on the right, gives the same change to all types.
 
 truth, estimates = [], {"flow": [], "one shift": []}
-many_control, many_treated = (
-    make_cells(N_CONTROL, treated=False),
-    make_cells(N_CONTROL, treated=True),
-)
+many = [make_cells(N_CONTROL, treated=False), make_cells(N_CONTROL, treated=True)]
 for k in range(n_types):
-    means = [cells[kind == k].mean(axis=0) for cells, kind in (many_control, many_treated)]
+    means = [cells[kind == k].mean(axis=0) for cells, kind in many]
     truth.append(means[1] - means[0])
     for name, changes in estimates.items():
         change = (predictions[name] - X_new)[new_kind == k].mean(axis=0)
@@ -180,7 +191,7 @@ for axes, (name, changes) in zip(panels, estimates.items(), strict=True):
     for true, change, kind, colour in zip(truth, changes, TYPES, COLOURS, strict=True):
         axes.scatter(true, change, s=8, color=colour, label=f"type {kind}")
     error = np.sqrt(np.mean(np.subtract(changes, truth) ** 2))
-    axes.set(title=f"{name}: root mean square error {error:.2f}", aspect="equal")
+    axes.set(title=f"{name} (root mean square error {error:.2f})", aspect="equal")
     axes.set_xlabel("true change of a gene (log)")
 panels[0].set_ylabel("predicted change (log)")
 panels[0].legend(markerscale=2, frameon=False)
