@@ -32,8 +32,12 @@ from sknsgf import NSGFSampler
 from sknsgf.metrics import energy_distance
 from sknsgf.plotting import FlowDisplay
 
-N_CONTROL, N_TREATED, N_HELD_OUT = 4_000, 3_000, 2_000
-N_GENES, N_FACTORS, N_COMPONENTS = 200, 3, 30
+N_CONTROL = 4_000
+N_TREATED = 3_000
+N_HELD_OUT = 2_000
+N_GENES = 200
+N_FACTORS = 3
+N_COMPONENTS = 30
 TYPES = ("A", "B", "C", "D")
 SHARES = (0.4, 0.3, 0.2, 0.1)
 DEPTH = 5_000

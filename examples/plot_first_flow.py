@@ -24,7 +24,8 @@ from sknsgf.datasets import make_plane_s_curve, make_scaled_moons
 from sknsgf.metrics import energy_distance
 from sknsgf.plotting import FlowDisplay
 
-N_SOURCE, N_TARGET = 4_000, 3_000
+N_SOURCE = 4_000
+N_TARGET = 3_000
 N_FLOWS = 64  # simulated flows that the network learns from
 TRAINING_STEPS = 4_000
 N_DRAWN = 1_000  # rows of a sample in a picture
