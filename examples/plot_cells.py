@@ -206,8 +206,10 @@ plt.show()
 # -----------------
 #
 # A flow matches the samples as they lie, nearest first, and it moves all of the mass of the one to
-# all of the other. Had the treatment killed half of the cells of a type, cells of other types would
-# be moved in their place. And what is predicted is a mean change or a whole population. That a
+# all of the other. Had the treatment killed half of the cells of a type, control cells of that type
+# would be carried to other types. And what is checked here are populations and their means. That a
 # *single* cell would have gone where the flow takes it is an assumption, which no unpaired data can
 # confirm. More on such limits is said in :doc:`/domain_adaptation`.
+
+# sphinx_gallery_thumbnail_number = 2
 plt.show()

@@ -112,6 +112,5 @@ print(flow.inverse_transform(X_test[:3]).round(2))
 # %%
 # Where to go from here: the :doc:`user guide </user_guide>` explains the parameters, and
 # :ref:`sphx_glr_auto_examples_plot_blur_and_steps.py` shows what the two most important change.
-plt.show()
-
 # sphinx_gallery_thumbnail_number = 3
+plt.show()

@@ -142,4 +142,6 @@ print(f"{'floor':19}: {energy_distance(X_source, X_new):.4f}")
 # So before ``inverse_transform``, set ``flow.method_ = "midpoint"``. (In the paper's mode of
 # :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they cannot come home at all:
 # :doc:`/two_phases`.)
+
+# sphinx_gallery_thumbnail_number = 2
 plt.show()

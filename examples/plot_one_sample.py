@@ -136,7 +136,7 @@ plt.show()
 # mixture's pixels vary each on its own, so that its digits are ragged, and farther from real ones
 # than those are from each other (*nearest*). The kernel density copies training digits and adds
 # noise to every pixel, even to those that are always white. The flow's digits are clean, though not
-# each of them is one.
+# each of them is one, and they lie somewhat nearer to the training digits than the test digits do.
 #
 # What the flow does not have is a density: where likelihoods are wanted, take one of the others.
 # Where network evaluations count, see :ref:`sphx_glr_auto_examples_plot_digits.py`.
