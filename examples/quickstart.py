@@ -1,9 +1,11 @@
-"""Give one photo the colours of another.
+"""
+Give one photo the colours of another
+=====================================
 
 A pixel is a point in the cube of red, green and blue, a photo is a sample of such points. The flow
 learns to carry the colours of ``china.jpg`` to those of ``flower.jpg`` (both come with
 scikit-learn), and then carries every pixel of the first photo. The picture is saved beside this
-file, or where you say:
+file, or where you say::
 
     python examples/quickstart.py [picture.png]
 """
@@ -104,6 +106,8 @@ def excess(colours):
 
 if __name__ == "__main__":
     parser = ArgumentParser(description="Give one photo the colours of another.")
-    default = Path(__file__).with_name("quickstart.png")
+    default = Path("quickstart.png")
+    if "__file__" in globals():  # not so where the gallery of the docs runs this
+        default = Path(__file__).with_name("quickstart.png")
     parser.add_argument("path", nargs="?", type=Path, default=default, help="picture to write")
     main(parser.parse_args().path)
