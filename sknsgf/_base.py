@@ -9,6 +9,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from sknsgf import _persistence
+from sknsgf._callbacks import CallbackSupportMixin
 from sknsgf._torch_bridge import (
     Frame,
     available_device,
@@ -41,7 +42,7 @@ def reference_blur(n_features):
     return 0.1 * float(np.sqrt(max(n_features, 2) / 2))
 
 
-class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
+class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
     """Base of the flow estimators; a subclass brings ``fit``, ``_flow`` and ``_n_times``."""
 
     # X_target is data, as y is: meta-estimators pass it on to fit without being asked to.

@@ -8,6 +8,7 @@ import torch
 from sklearn.utils import gen_batches
 
 from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
+from sknsgf._callbacks import Training, fit_task
 from sknsgf._persistence import persistent
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, by_phase, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
@@ -412,27 +413,36 @@ class NSGFPlusPlus(BaseFlow):
         ConvergenceWarning
             If a Sinkhorn solve did not reach `sinkhorn_tol`.
         """
-        with unchanged_on_failure(self), training_mode():
+        n_stages = 5 if self.mode == "paper" else 4
+        with (
+            unchanged_on_failure(self),
+            fit_task(self, X, y, X_target, n_stages) as task,
+            training_mode(),
+        ):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             self._resolve(X_source, X_target)
             networks = self._start_networks()
+            keep_rows(self, X_source, X_target)
             learned = {}
+
+            def learn(phase, stream, pools, train=train_on_pools):
+                def attributes(result):
+                    return self._learned(learned | {phase: result})
+
+                training = Training(task, stream, attributes)
+                learned[phase] = train(self, networks[phase], *pools, training)
+
             flows = Simulation(self, X_source, X_target)
             n_draws = ceil(SINKHORN_TRAINING * self.max_iter)
-            pools = make_pools(self, flows, time="discrete", n_draws=n_draws)
-            learned["sinkhorn"] = train_on_pools(
-                self, networks["sinkhorn"], *pools, stream="training"
-            )
+            pools = make_pools(self, flows, task, time="discrete", n_draws=n_draws)
+            learn("sinkhorn", "training", pools)
             pairs = PairSimulation(self, X_source, X_target, self._start_of_paths(learned))
-            pools = make_pools(self, pairs, time="continuous", n_draws=self.max_iter)
-            learned["straight"] = train_on_pools(
-                self, networks["straight"], *pools, stream="straight training"
-            )
+            pools = make_pools(self, pairs, task, time="continuous", n_draws=self.max_iter)
+            learn("straight", "straight training", pools)
             if self.mode == "paper":
-                learned["transition"] = train_transition(self, networks["transition"], *pools)
-            self._keep(learned)
-            keep_rows(self, X_source, X_target)
+                learn("transition", "transition training", pools, train_transition)
+            vars(self).update(self._learned(learned))
             warn_of_inaccuracy(self, max(flows.radius, pairs.radius))
         return self
 
@@ -505,14 +515,18 @@ class NSGFPlusPlus(BaseFlow):
 
         return carry
 
-    def _keep(self, learned):
-        """Keep the weights and losses of the learned networks."""
-        self.network_parameters_ = {
-            name: parameters_to_arrays(result.network) for name, result in learned.items()
-        }
-        self.loss_curves_ = {name: result.losses for name, result in learned.items()}
-        self.validation_loss_curves_ = {
-            name: result.validation_losses for name, result in learned.items()
+    def _learned(self, learned):
+        """Attributes that the trainings lead to, or None before the last: it completes them."""
+        if tuple(learned) != NETWORKS[self.mode]:
+            return None
+        return {
+            "network_parameters_": {
+                phase: parameters_to_arrays(result.network) for phase, result in learned.items()
+            },
+            "loss_curves_": {phase: result.losses for phase, result in learned.items()},
+            "validation_loss_curves_": {
+                phase: result.validation_losses for phase, result in learned.items()
+            },
         }
 
     def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
