@@ -1,5 +1,6 @@
 """Neural Sinkhorn gradient flow as a scikit-learn estimator."""
 
+from functools import partial
 from numbers import Integral
 
 from sknsgf._base import BaseFlow
@@ -428,24 +429,20 @@ class NSGFSampler(BaseFlow):
             "validation_loss_curve_": result.validation_losses,
         }
 
-    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
-        """Function that integrates the learned field from a tensor of points."""
-        network = load_arrays(self._design.build(), self.network_parameters_).to(device, dtype)
+    def _networks(self):
+        return {"velocity": load_arrays(self._design.build(), self.network_parameters_)}
+
+    def _follow(self):
         steps, method = self.n_integration_steps_, self.method_
         check_parameter("n_integration_steps_", steps, whole_number(), type(self).__name__)
         check_parameter("method_", method, options(*METHODS), type(self).__name__)
         check_discrete_time(self)
         check_method(self)
-        field = velocity_field(network, self._design.prediction, 0.5 / steps)
+        prediction = self._design.prediction
+        return partial(_integrate_field, prediction=prediction, n_steps=steps, method=method)
 
-        def flow(points):
-            return integrate(
-                field,
-                points,
-                n_steps=steps,
-                method=method,
-                backward=backward,
-                return_trajectory=return_trajectory,
-            ).x
 
-        return flow
+def _integrate_field(networks, *, prediction, n_steps, **options):
+    """Function that integrates the learned field from a tensor of points."""
+    field = velocity_field(networks["velocity"], prediction, 0.5 / n_steps)
+    return lambda points: integrate(field, points, n_steps=n_steps, **options).x

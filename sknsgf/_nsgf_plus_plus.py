@@ -529,29 +529,34 @@ class NSGFPlusPlus(BaseFlow):
             },
         }
 
-    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
-        """Function that carries a tensor of points through both phases, or back."""
+    def _networks(self):
+        return {
+            phase: load_arrays(self._build(phase), arrays)
+            for phase, arrays in self.network_parameters_.items()
+        }
+
+    def _follow(self):
         name = type(self).__name__
         check_parameter("n_straight_steps_", self.n_straight_steps_, whole_number(0), name)
         check_parameter("method_", self.method_, options(*METHODS), name)
         check_method(self)
-        networks = {
-            phase: load_arrays(self._build(phase), arrays).to(device, dtype)
-            for phase, arrays in self.network_parameters_.items()
-        }
-        n_steps = len(self.step_sizes_)
-        phases = TwoPhases(
-            velocity_field(networks["sinkhorn"], self.prediction_, 0.5 / n_steps),
-            partial(velocity_field, networks["straight"], self.prediction_),
-            networks.get("transition"),
-            n_steps,
-            self.n_straight_steps_,
-            self.method_,
+        steps = len(self.step_sizes_), self.n_straight_steps_
+        return partial(
+            _follow_phases, prediction=self.prediction_, n_steps=steps, method=self.method_
         )
-        if backward:
-            return phases.backward
-        return partial(phases.forward, return_trajectory=return_trajectory)
 
     def _build(self, phase):
         """Network of a phase with fresh weights."""
         return self._design.build_transition() if phase == "transition" else self._design.build()
+
+
+def _follow_phases(networks, *, prediction, n_steps, method, backward=False, **options):
+    """Function that carries a tensor of points through both phases, or back."""
+    phases = TwoPhases(
+        velocity_field(networks["sinkhorn"], prediction, 0.5 / n_steps[0]),
+        partial(velocity_field, networks["straight"], prediction),
+        networks.get("transition"),
+        *n_steps,
+        method,
+    )
+    return phases.backward if backward else partial(phases.forward, **options)

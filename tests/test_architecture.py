@@ -26,7 +26,7 @@ ARROWS = {
     ],
     "_base": [
         *("_validation", "_torch_bridge", "_persistence", "_callbacks"),
-        *("metrics", "flow.integration"),
+        *("metrics", "flow.module"),
     ],
     "_persistence": ["_state", "_callbacks", "_validation"],
     "_callbacks": [],
