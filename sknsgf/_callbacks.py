@@ -59,7 +59,8 @@ class Task:
     def end(self, attributes=None):
         """End the task, and tell whether a callback asks to stop.
 
-        With the attributes in a dict, or a function that returns it, the estimator is complete.
+        ``attributes`` are what the estimator lacks to be a fitted one, a dict or a function that
+        returns it; None if it lacks more.
         """
         return self.context.call_on_fit_task_end(
             estimator=self.estimator, reconstruction_attributes=attributes, **self.data
@@ -76,8 +77,8 @@ class Task:
 class Training:
     """A training as a stage of a fit, its parts as subtasks.
 
-    ``stream`` names the stage and its random draws. ``attributes(result)`` completes the estimator
-    with what the training has come to, or is None where more is missing.
+    ``stream`` names the stage and its random draws. ``attributes(result)`` complete the estimator
+    with what the training has come to; they are None while another network is still to be trained.
     """
 
     def __init__(self, task, stream, attributes):

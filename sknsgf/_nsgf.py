@@ -422,7 +422,7 @@ class NSGFSampler(BaseFlow):
         return start_network(self, design, arrays, "network")
 
     def _learned(self, result):
-        """Attributes that a training leads to; with them the estimator is complete."""
+        """Attributes that the training leads to; with them the estimator is complete."""
         return {
             "network_parameters_": parameters_to_arrays(result.network),
             "loss_curve_": result.losses,

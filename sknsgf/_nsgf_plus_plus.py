@@ -413,7 +413,7 @@ class NSGFPlusPlus(BaseFlow):
         ConvergenceWarning
             If a Sinkhorn solve did not reach `sinkhorn_tol`.
         """
-        n_stages = 5 if self.mode == "paper" else 4
+        n_stages = 5 if self.mode == "paper" else 4  # flows, pairs, and a training per network
         with (
             unchanged_on_failure(self),
             fit_task(self, X, y, X_target, n_stages) as task,
@@ -516,7 +516,7 @@ class NSGFPlusPlus(BaseFlow):
         return carry
 
     def _learned(self, learned):
-        """Attributes that the trainings lead to, or None before the last: it completes them."""
+        """Attributes that trainings lead to, or None while a network is still to be trained."""
         if tuple(learned) != NETWORKS[self.mode]:
             return None
         return {

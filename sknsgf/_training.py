@@ -209,9 +209,8 @@ class PairSimulation:
 def make_pools(estimator, simulate, task, *, time, n_draws):
     """Pool for a number of gradient steps and, for early stopping, a pool of flows held out.
 
-    Makes them in a stage of the fit's ``task``.
-
-    The pool is simulated at once, or in parts where ``pool="online"`` and it is over the budget.
+    The pool is simulated at once, as a stage of the fit's ``task``; or in parts, of which the stage
+    is the first, where ``pool="online"`` and it is over the budget.
     """
     n_flows, *flow_shape = simulate.shape
     flow_bytes = prod(flow_shape) * POOL_DTYPES[estimator.pool_dtype].itemsize
