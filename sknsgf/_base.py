@@ -9,6 +9,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from sknsgf import _persistence
+from sknsgf._callbacks import CallbackSupportMixin
 from sknsgf._torch_bridge import (
     Frame,
     available_device,
@@ -26,6 +27,7 @@ from sknsgf._validation import (
     check_weights,
     whole_number,
 )
+from sknsgf.flow.module import FlowModule
 from sknsgf.metrics import sinkhorn_divergence
 
 # Rows transported at a time: bounds the memory of the layers, which the cache should hold.
@@ -41,16 +43,23 @@ def reference_blur(n_features):
     return 0.1 * float(np.sqrt(max(n_features, 2) / 2))
 
 
-class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
-    """Base of the flow estimators; a subclass brings ``fit``, ``_flow`` and ``_n_times``."""
+class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
+    """Base of the flow estimators; a subclass brings ``fit`` and what is abstract here."""
 
     # X_target is data, as y is: meta-estimators pass it on to fit without being asked to.
     __metadata_request__fit = {"X_target": True}
     __metadata_request__score = {"X_target": False}
 
     @abstractmethod
-    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
-        """Function that carries a tensor of points, in the flow's units, along the learned flow."""
+    def _networks(self):
+        """Fitted networks by name, on the CPU in float32."""
+
+    @abstractmethod
+    def _follow(self):
+        """Function ``(networks, *, backward, return_trajectory)``, made of plain values.
+
+        It returns the function that carries a tensor of points along the flow of the networks.
+        """
 
     @property
     @abstractmethod
@@ -213,6 +222,46 @@ class BaseFlow(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
         """
         check_is_fitted(self)
         _persistence.save(self, path)
+
+    def to_module(self):
+        """The learned flow as a torch module, which does what :meth:`transform` does.
+
+        Returns
+        -------
+        torch.nn.Module
+            ``module(rows)`` takes a float32 tensor of shape (n_samples, n_features) and returns the
+            transported rows, also in the units of the data. It is on the CPU, in evaluation mode,
+            shares nothing with the estimator, and is ready for :func:`torch.export.export` and for
+            autograd. ``module.double()`` takes float64 rows, as exactly as :meth:`transform`.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import torch
+        >>> from sknsgf import NSGFSampler
+        >>> X_source = np.random.default_rng(0).normal(size=(100, 2))
+        >>> flow = NSGFSampler(n_flows=4, max_iter=50, random_state=0)
+        >>> module = flow.fit(X_source, X_source + [3.0, 1.0]).to_module().double()
+        >>> moved = module(torch.tensor(X_source)).detach().numpy()
+        >>> np.allclose(moved, flow.transform(X_source))
+        True
+        """
+        check_is_fitted(self)
+        center = torch.tensor(self.center_, dtype=torch.float64, device="cpu")
+        scale = torch.tensor(self.scale_, dtype=torch.float64, device="cpu")
+        module = FlowModule(self._networks(), self._follow(), center, scale).eval()
+        return module.to(memory_format=torch.contiguous_format)  # export.save warns of others
+
+    def _flow(self, device, dtype, **direction):
+        """Function that carries a tensor of points, in the flow's units, along the learned flow."""
+        follow, networks = self._follow(), self._networks()
+        networks = {name: network.to(device, dtype) for name, network in networks.items()}
+        return follow(networks, **direction)
 
     def _sample(self, n_samples, seed):
         if self.source_sample_ is None:

@@ -1,8 +1,10 @@
 """Neural Sinkhorn gradient flow as a scikit-learn estimator."""
 
+from functools import partial
 from numbers import Integral
 
 from sknsgf._base import BaseFlow
+from sknsgf._callbacks import Training, fit_task
 from sknsgf._persistence import persistent
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
@@ -366,18 +368,21 @@ class NSGFSampler(BaseFlow):
         ConvergenceWarning
             If a Sinkhorn solve did not reach `sinkhorn_tol`.
         """
-        with unchanged_on_failure(self), training_mode():
+        with (
+            unchanged_on_failure(self),
+            fit_task(self, X, y, X_target, n_stages=2) as task,
+            training_mode(),
+        ):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             self._resolve(X_source, X_target)
             network = self._start_network()
-            simulation = Simulation(self, X_source, X_target)
-            pools = make_pools(self, simulation, time=self.time, n_draws=self.max_iter)
-            result = train_on_pools(self, network, *pools, stream="training")
-            self.network_parameters_ = parameters_to_arrays(result.network)
-            self.loss_curve_ = result.losses
-            self.validation_loss_curve_ = result.validation_losses
             keep_rows(self, X_source, X_target)
+            simulation = Simulation(self, X_source, X_target)
+            pools = make_pools(self, simulation, task, time=self.time, n_draws=self.max_iter)
+            training = Training(task, "training", self._learned)
+            result = train_on_pools(self, network, *pools, training)
+            vars(self).update(self._learned(result))
             warn_of_inaccuracy(self, simulation.radius)
         return self
 
@@ -416,24 +421,28 @@ class NSGFSampler(BaseFlow):
         self._design = design
         return start_network(self, design, arrays, "network")
 
-    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
-        """Function that integrates the learned field from a tensor of points."""
-        network = load_arrays(self._design.build(), self.network_parameters_).to(device, dtype)
+    def _learned(self, result):
+        """Attributes that the training leads to; with them the estimator is complete."""
+        return {
+            "network_parameters_": parameters_to_arrays(result.network),
+            "loss_curve_": result.losses,
+            "validation_loss_curve_": result.validation_losses,
+        }
+
+    def _networks(self):
+        return {"velocity": load_arrays(self._design.build(), self.network_parameters_)}
+
+    def _follow(self):
         steps, method = self.n_integration_steps_, self.method_
         check_parameter("n_integration_steps_", steps, whole_number(), type(self).__name__)
         check_parameter("method_", method, options(*METHODS), type(self).__name__)
         check_discrete_time(self)
         check_method(self)
-        field = velocity_field(network, self._design.prediction, 0.5 / steps)
+        prediction = self._design.prediction
+        return partial(_integrate_field, prediction=prediction, n_steps=steps, method=method)
 
-        def flow(points):
-            return integrate(
-                field,
-                points,
-                n_steps=steps,
-                method=method,
-                backward=backward,
-                return_trajectory=return_trajectory,
-            ).x
 
-        return flow
+def _integrate_field(networks, *, prediction, n_steps, **options):
+    """Function that integrates the learned field from a tensor of points."""
+    field = velocity_field(networks["velocity"], prediction, 0.5 / n_steps)
+    return lambda points: integrate(field, points, n_steps=n_steps, **options).x

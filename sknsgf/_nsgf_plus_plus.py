@@ -8,6 +8,7 @@ import torch
 from sklearn.utils import gen_batches
 
 from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
+from sknsgf._callbacks import Training, fit_task
 from sknsgf._persistence import persistent
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, by_phase, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
@@ -411,28 +412,37 @@ class NSGFPlusPlus(BaseFlow):
         ConvergenceWarning
             If a Sinkhorn solve did not reach `sinkhorn_tol`.
         """
-        with unchanged_on_failure(self), training_mode():
+        n_stages = 5 if self.mode == "paper" else 4  # flows, pairs, and a training per network
+        with (
+            unchanged_on_failure(self),
+            fit_task(self, X, y, X_target, n_stages) as task,
+            training_mode(),
+        ):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             self._resolve(X_source, X_target)
             networks = self._start_networks()
+            keep_rows(self, X_source, X_target)
             learned = {}
+
+            def learn(phase, stream, pools, train=train_on_pools):
+                def attributes(result):
+                    return self._learned(learned | {phase: result})
+
+                training = Training(task, stream, attributes)
+                learned[phase] = train(self, networks[phase], *pools, training)
+
             flows = Simulation(self, X_source, X_target)
             n_draws = ceil(SINKHORN_TRAINING * self.max_iter)
             time, step_sizes = self._sinkhorn_time(), self.step_sizes_
-            pools = make_pools(self, flows, time=time, n_draws=n_draws, step_sizes=step_sizes)
-            learned["sinkhorn"] = train_on_pools(
-                self, networks["sinkhorn"], *pools, stream="training"
-            )
+            pools = make_pools(self, flows, task, time=time, n_draws=n_draws, step_sizes=step_sizes)
+            learn("sinkhorn", "training", pools)
             pairs = PairSimulation(self, X_source, X_target, self._start_of_paths(learned))
-            pools = make_pools(self, pairs, time="continuous", n_draws=self.max_iter)
-            learned["straight"] = train_on_pools(
-                self, networks["straight"], *pools, stream="straight training"
-            )
+            pools = make_pools(self, pairs, task, time="continuous", n_draws=self.max_iter)
+            learn("straight", "straight training", pools)
             if self.mode == "paper":
-                learned["transition"] = train_transition(self, networks["transition"], *pools)
-            self._keep(learned)
-            keep_rows(self, X_source, X_target)
+                learn("transition", "transition training", pools, train_transition)
+            vars(self).update(self._learned(learned))
             warn_of_inaccuracy(self, max(flows.radius, pairs.radius))
         return self
 
@@ -473,11 +483,12 @@ class NSGFPlusPlus(BaseFlow):
     def _sinkhorn_time(self):
         """Times at which the Sinkhorn flow is learned, although only those of its steps are used.
 
-        Points on their way tell where they go, source points alone hardly do in high dimension. A
-        network can't follow a speed that jumps from step to step, though.
+        In many dimensions, points on their way tell where they go, and source points alone hardly
+        do. A network can't follow a speed that jumps from step to step, though.
         """
         constant_speed = self.step_size == "auto" or self.n_steps == 1
-        return "continuous" if constant_speed and self.mode == "consistent" else "discrete"
+        helped = self.prediction_ == "endpoint" and self.mode == "consistent"
+        return "continuous" if helped and constant_speed else "discrete"
 
     def _start_networks(self):
         """Networks with fresh weights, or with those of the last fit under warm start."""
@@ -514,39 +525,54 @@ class NSGFPlusPlus(BaseFlow):
 
         return carry
 
-    def _keep(self, learned):
-        """Keep the weights and losses of the learned networks."""
-        self.network_parameters_ = {
-            name: parameters_to_arrays(result.network) for name, result in learned.items()
-        }
-        self.loss_curves_ = {name: result.losses for name, result in learned.items()}
-        self.validation_loss_curves_ = {
-            name: result.validation_losses for name, result in learned.items()
+    def _learned(self, learned):
+        """Attributes that trainings lead to, or None while a network is still to be trained."""
+        if tuple(learned) != NETWORKS[self.mode]:
+            return None
+        return {
+            "network_parameters_": {
+                phase: parameters_to_arrays(result.network) for phase, result in learned.items()
+            },
+            "loss_curves_": {phase: result.losses for phase, result in learned.items()},
+            "validation_loss_curves_": {
+                phase: result.validation_losses for phase, result in learned.items()
+            },
         }
 
-    def _flow(self, device, dtype, *, backward=False, return_trajectory=False):
-        """Function that carries a tensor of points through both phases, or back."""
+    def _networks(self):
+        return {
+            phase: load_arrays(self._build(phase), arrays)
+            for phase, arrays in self.network_parameters_.items()
+        }
+
+    def _follow(self):
         name = type(self).__name__
         check_parameter("n_straight_steps_", self.n_straight_steps_, whole_number(0), name)
         check_parameter("method_", self.method_, options(*METHODS), name)
         check_method(self)
-        networks = {
-            phase: load_arrays(self._build(phase), arrays).to(device, dtype)
-            for phase, arrays in self.network_parameters_.items()
-        }
-        n_steps = len(self.step_sizes_)
-        phases = TwoPhases(
-            particle_field(networks["sinkhorn"], self.prediction_, self.step_sizes_),
-            partial(velocity_field, networks["straight"], self.prediction_),
-            networks.get("transition"),
-            n_steps,
-            self.n_straight_steps_,
-            self.method_,
+        return partial(
+            _follow_phases,
+            prediction=self.prediction_,
+            step_sizes=self.step_sizes_,
+            n_straight_steps=self.n_straight_steps_,
+            method=self.method_,
         )
-        if backward:
-            return phases.backward
-        return partial(phases.forward, return_trajectory=return_trajectory)
 
     def _build(self, phase):
         """Network of a phase with fresh weights."""
         return self._design.build_transition() if phase == "transition" else self._design.build()
+
+
+def _follow_phases(
+    networks, *, prediction, step_sizes, n_straight_steps, method, backward=False, **options
+):
+    """Function that carries a tensor of points through both phases, or back."""
+    phases = TwoPhases(
+        particle_field(networks["sinkhorn"], prediction, step_sizes),
+        partial(velocity_field, networks["straight"], prediction),
+        networks.get("transition"),
+        len(step_sizes),
+        n_straight_steps,
+        method,
+    )
+    return phases.backward if backward else partial(phases.forward, **options)

@@ -17,6 +17,7 @@ from reprlib import repr as short_repr
 import numpy as np
 import torch
 
+from sknsgf._callbacks import ATTRIBUTES as CALLBACK_ATTRIBUTES
 from sknsgf._state import NetworkDesign, check_state
 from sknsgf._validation import check_path
 
@@ -185,7 +186,8 @@ def _json_object(text, name):
 def _record_of(estimator, writer, checksum):
     """Record of an estimator as JSON text, and the arrays that it refers to, by name."""
     parameters, tensors = estimator.get_params(deep=False), {}
-    fitted = {name: value for name, value in vars(estimator).items() if name not in parameters}
+    left_out = parameters.keys() | CALLBACK_ATTRIBUTES
+    fitted = {name: value for name, value in vars(estimator).items() if name not in left_out}
     if unknown := fitted.keys() - estimator._fitted_attributes.keys():
         raise ValueError(
             f"{type(estimator).__name__}.save writes what fit sets. Got another attribute, "

@@ -39,7 +39,7 @@ from sknsgf._validation import (
 from sknsgf.flow.external import SOLVERS, choose_solver
 from sknsgf.flow.networks import seeded_layers
 from sknsgf.flow.paths import make_pairing
-from sknsgf.flow.regression import fit_regression
+from sknsgf.flow.regression import CHECK_EVERY, fit_regression
 from sknsgf.flow.trajectories import (
     POOL_DTYPES,
     PoolInParts,
@@ -105,6 +105,7 @@ class Simulation:
         Largest distance of a particle to the centre until now, in units of `scale_`.
     """
 
+    stage = "simulating flows"
     counted = "n_flows, n_steps or flow_batch_size"  # what makes it large
 
     def __init__(self, estimator, X_source, X_target):
@@ -160,6 +161,7 @@ class PairSimulation:
     those of :class:`Simulation`.
     """
 
+    stage = "pairing"
     counted = "n_pairings or pairing_size"
 
     def __init__(self, estimator, X_source, X_target, start_of_paths):
@@ -204,10 +206,11 @@ class PairSimulation:
         return ends.flatten(0, 1)
 
 
-def make_pools(estimator, simulate, *, time, n_draws, step_sizes=None):
+def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
     """Pool for a number of gradient steps and, for early stopping, a pool of flows held out.
 
-    The pool is simulated at once, or in parts where ``pool="online"`` and it is over the budget.
+    The pool is simulated at once, as a stage of the fit's ``task``; or in parts, of which the stage
+    is the first, where ``pool="online"`` and it is over the budget.
     """
     n_flows, *flow_shape = simulate.shape
     flow_bytes = prod(flow_shape) * POOL_DTYPES[estimator.pool_dtype].itemsize
@@ -224,13 +227,14 @@ def make_pools(estimator, simulate, *, time, n_draws, step_sizes=None):
         n_parts,
     )
     pool = partial(TrajectoryPool, time=time, target=estimator.prediction_, step_sizes=step_sizes)
-    held_out = pool(simulate(slice(n_train, n_flows))) if n_held_out else None
     bounds = [n_train * part // n_parts for part in range(n_parts + 1)]
 
     def part(index):
         return pool(simulate(slice(bounds[index], bounds[index + 1])))
 
-    return PoolInParts(part, n_parts, n_draws), held_out
+    with task.stage(simulate.stage):
+        held_out = pool(simulate(slice(n_train, n_flows))) if n_held_out else None
+        return PoolInParts(part, n_parts, n_draws), held_out
 
 
 def start_network(estimator, design, arrays, stream):
@@ -249,18 +253,25 @@ def start_transition_network(estimator, design, arrays):
     return network if arrays is None else load_arrays(network, arrays)
 
 
-def train(estimator, network, draw, n_iterations, validation, stream):
+def train(estimator, network, draw, n_iterations, validation, training):
     """Regress a network on batches ``draw(generator)``; ``validation(generator)`` or None."""
+    stream = training.stream
     generator = torch_generator(seed_of(estimator.random_state, stream), estimator.device_)
+
+    def next_batch():
+        training.before_batch()
+        return draw(generator)
+
     with (
         one_thread(),
         own_layers(estimator, stream),
         training_errors(estimator),
+        training.stage(ceil(n_iterations / CHECK_EVERY)),
         tqdm(total=n_iterations, desc="Training", disable=not estimator.verbose) as progress,
     ):
         return fit_regression(
             network.to(estimator.device_),
-            lambda: draw(generator),
+            next_batch,
             n_iterations=n_iterations,
             learning_rate=estimator.learning_rate_init_,
             schedule=estimator.learning_rate,
@@ -270,10 +281,11 @@ def train(estimator, network, draw, n_iterations, validation, stream):
             tol=estimator.tol,
             n_iter_no_change=estimator.n_iter_no_change,
             on_iteration=lambda _: progress.update(),
+            on_check=training.at_check,
         )
 
 
-def train_on_pools(estimator, network, pool, held_out, stream):
+def train_on_pools(estimator, network, pool, held_out, training):
     """Velocity-field matching: regress a network on trajectories."""
 
     def draw(generator):
@@ -282,10 +294,10 @@ def train_on_pools(estimator, network, pool, held_out, stream):
     def draw_held_out(generator):
         return held_out.draw(VALIDATION_POINTS, generator)
 
-    return train(estimator, network, draw, pool.n_draws, held_out and draw_held_out, stream)
+    return train(estimator, network, draw, pool.n_draws, held_out and draw_held_out, training)
 
 
-def train_transition(estimator, network, pool, held_out):
+def train_transition(estimator, network, pool, held_out, training):
     """Regress a predictor of the time at which a point lies on its straight path."""
     pool.restart()  # velocities were learned from it before
 
@@ -296,8 +308,7 @@ def train_transition(estimator, network, pool, held_out):
     def draw_held_out(generator):
         return draw(generator, held_out, VALIDATION_POINTS)
 
-    stream = "transition training"
-    return train(estimator, network, draw, pool.n_draws, held_out and draw_held_out, stream)
+    return train(estimator, network, draw, pool.n_draws, held_out and draw_held_out, training)
 
 
 def own_layers(estimator, stream):

@@ -16,16 +16,20 @@ PACKAGE = Path(__file__).parents[1] / "sknsgf"
 ARROWS = {
     "_adapter": ["_validation"],
     "_nsgf*": [
-        *("_base", "_training", "_persistence", "_state", "_validation", "_torch_bridge"),
-        *("flow", "flow.*"),
+        *("_base", "_training", "_persistence", "_state", "_callbacks"),
+        *("_validation", "_torch_bridge", "flow", "flow.*"),
     ],
     "_training": ["_base", "_validation", "_torch_bridge", "flow", "flow.*"],
     "plotting.*": [
         *("plotting._drawing", "_nsgf_plus_plus", "_base", "_validation", "_torch_bridge"),
         "flow.regression",
     ],
-    "_base": ["_validation", "_torch_bridge", "_persistence", "metrics", "flow.integration"],
-    "_persistence": ["_state", "_validation"],
+    "_base": [
+        *("_validation", "_torch_bridge", "_persistence", "_callbacks"),
+        *("metrics", "flow.module"),
+    ],
+    "_persistence": ["_state", "_callbacks", "_validation"],
+    "_callbacks": [],
     "_state": ["_validation", "flow.external", "flow.networks"],
     "flow.trajectories": ["flow.sinkhorn", "flow.external"],
     "flow.external": ["flow.sinkhorn"],
@@ -201,6 +205,15 @@ def test_private_parts_of_scikit_learn_are_imported_only_in_validation():
         if root(found.name) == "sklearn"
         and re.search(r"\._(?!_)", found.name)
         and module != "_validation"
+    ]
+    assert against == []
+
+
+def test_callbacks_of_scikit_learn_are_imported_only_in_their_file():
+    against = [
+        f"{where(module, found.line)} imports {found.name}"
+        for module, found in EVERY_IMPORT
+        if found.name.startswith("sklearn.callback") and module != "_callbacks"
     ]
     assert against == []
 

@@ -956,7 +956,7 @@ def failure_at_the_end(flow, monkeypatch):
     def failed(*args):
         raise MemoryError
 
-    monkeypatch.setattr("sknsgf._training.random_rows", failed)
+    monkeypatch.setattr("sknsgf._nsgf.warn_of_inaccuracy", failed)
     flow.fit(X_source + 1, X_target)
 
 

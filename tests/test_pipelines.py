@@ -1,5 +1,7 @@
 """The estimators inside scikit-learn's pipelines, searches and parallel tools."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -222,14 +224,25 @@ def test_cross_validation_scores_one_sample(estimator):
     assert np.all(scores > -0.5)
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading", "dask"])
+@contextmanager
+def dask_cluster():
+    """A worker process of two threads on this machine."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.Client(n_workers=1, threads_per_worker=2, dashboard_address=None):
+        yield
+
+
+CLUSTERS = {"loky": nullcontext, "threading": nullcontext, "dask": dask_cluster}
+
+
+@pytest.mark.parametrize("backend", CLUSTERS)
 def test_a_search_in_parallel_finds_the_same(backend):
-    if backend == "dask":
-        pytest.importorskip("distributed")
     grid = {"max_iter": [1, 50], "blur": [0.1, 0.2]}
-    results = []
-    for context in ({"backend": "sequential"}, {"backend": backend, "n_jobs": 2}):
-        with parallel_config(**context):
-            search = GridSearchCV(clone(SINGLE), grid, cv=2).fit(X_source, X_target=X_target)
-        results.append(search.cv_results_["mean_test_score"])
-    np.testing.assert_array_equal(*results)
+
+    def search():
+        found = GridSearchCV(clone(SINGLE), grid, cv=2).fit(X_source, X_target=X_target)
+        return found.cv_results_["mean_test_score"]
+
+    with CLUSTERS[backend](), parallel_config(backend=backend, n_jobs=2):
+        scores = search()
+    np.testing.assert_array_equal(scores, search())

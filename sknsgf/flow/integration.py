@@ -102,7 +102,7 @@ def integrate(
     def field(x: Tensor, t: Time) -> Tensor:
         nonlocal n_evaluations
         n_evaluations += 1
-        return velocity(x, t[:, 0] if isinstance(t, Tensor) else x.new_full((len(x),), t))
+        return velocity(x, t[:, 0] if isinstance(t, Tensor) else x.new_full(x.shape[:1], t))
 
     first = start[:, None] if isinstance(start, Tensor) else start
     times = [first + k / n_steps * (1 - first) for k in range(n_steps + 1)]

@@ -68,6 +68,7 @@ def fit_regression(
     tol: float = 1e-4,
     n_iter_no_change: int = 10,
     on_iteration: Callable[[int], None] | None = None,
+    on_check: Callable[[Callable[[], Regression]], bool] | None = None,
 ) -> Regression:
     """Train ``network`` in place by AdamW on the mean squared error, and return its average.
 
@@ -95,6 +96,9 @@ def fit_regression(
         See ``validation``.
     on_iteration : callable (iteration), default=None
         Called after each gradient step.
+    on_check : callable (result) -> bool, default=None
+        Called at each look at the losses, every ``CHECK_EVERY`` iterations and after the last;
+        ``result()`` is what is returned when it answers True, which ends the training.
 
     Returns
     -------
@@ -125,6 +129,12 @@ def fit_regression(
     losses: list[Tensor] = []
     validation_losses: list[float] = []
     best, best_loss, n_bad = None, math.inf, 0
+
+    def result() -> Regression:
+        chosen = average if best is None else best
+        _check_finite_weights(chosen)
+        return Regression(chosen, torch.stack(losses).tolist(), list(validation_losses))
+
     network.train()
     for iteration in range(1, n_iterations + 1):
         if schedule == "cosine":
@@ -141,18 +151,16 @@ def fit_regression(
         if iteration % CHECK_EVERY and iteration < n_iterations:
             continue
         _check_finite(losses, iteration)
-        if validation is None:
-            continue
-        held_out = _evaluate(average, validation)
-        validation_losses.append(held_out)
-        n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
-        if held_out < best_loss:
-            best, best_loss = copy.deepcopy(average), held_out
-        if n_bad >= n_iter_no_change:
+        if validation is not None:
+            held_out = _evaluate(average, validation)
+            validation_losses.append(held_out)
+            n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
+            if held_out < best_loss:
+                best, best_loss = copy.deepcopy(average), held_out
+        asked_to_stop = on_check is not None and on_check(result)
+        if asked_to_stop or n_bad >= n_iter_no_change:
             break
-    chosen = average if best is None else best
-    _check_finite_weights(chosen)
-    return Regression(chosen, torch.stack(losses).tolist(), validation_losses)
+    return result()
 
 
 @torch.no_grad()

@@ -296,6 +296,28 @@ def test_hook_is_called_after_each_iteration_in_order():
     assert [value for _, value in calls] == pytest.approx([RATE * k for k, _ in calls], rel=1e-3)
 
 
+@pytest.mark.parametrize("validation", [None, towards(100)])
+def test_each_look_at_the_losses_shows_what_there_is_so_far(validation):
+    shown = []
+    result, path = fit_constant(
+        FAR, 250, validation=validation, on_check=lambda so_far: shown.append(so_far())
+    )
+    assert [len(so_far.losses) for so_far in shown] == [100, 200, 250]
+    n_held_out = [0, 0, 0] if validation is None else [1, 2, 3]
+    assert [len(so_far.validation_losses) for so_far in shown] == n_held_out
+    assert shown[-1].losses == result.losses
+    assert shown[-1].network.value.item() == path[-1]
+
+
+@pytest.mark.parametrize("validation", [None, towards(100)])
+def test_a_look_at_the_losses_can_end_the_training(validation):
+    result, path = fit_constant(
+        FAR, 1000, validation=validation, on_check=lambda so_far: len(so_far().losses) == 200
+    )
+    assert len(result.losses) == len(path) == 200
+    assert result.network.value.item() == path[-1]
+
+
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_targets_that_are_not_finite_are_a_divergence(bad):
     with pytest.raises(DivergenceError, match="the loss is not finite after 3 iterations"):
