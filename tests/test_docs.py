@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import sklearn
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -15,6 +16,18 @@ def test_the_python_blocks_of_a_page_run_one_after_another(page, tmp_path, monke
     namespace = {"__name__": "docs"}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_the_skada_block_of_the_docs_beats_no_adaptation():
+    with sklearn.config_context():  # skada turns routing on for the whole process
+        pytest.importorskip("skada")
+        page = (ROOT / "docs" / "domain_adaptation.md").read_text()
+        first = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+        block = re.search(r"```{code-block} python\n(.*?)```", page, re.DOTALL)[1]
+        namespace = {"__name__": "docs"}
+        for code in (first, block):
+            exec(compile(code, "domain_adaptation.md", "exec"), namespace)
+    assert namespace["adapted"] > 0.95 > 0.75 > namespace["unadapted"]
 
 
 def test_the_readme_names_the_commands_that_ci_runs():
@@ -57,3 +70,18 @@ def test_the_flow_example_saves_its_picture(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     source, first, second, _ = (float(line.split()[-1]) for line in lines[2:6])
     assert second < first < source
+
+
+def test_the_adaptation_example_finds_that_the_naive_pipeline_fails():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    script = (ROOT / "examples" / "plot_domain_adaptation.py").read_text()
+    for constant in ("N_FLOWS = 16", "TRAINING_STEPS = 2_000"):
+        assert constant in script
+    script = script.replace("N_FLOWS = 16", "N_FLOWS = 4").replace("STEPS = 2_000", "STEPS = 300")
+    namespace = {"__name__": "plot_domain_adaptation"}
+    exec(compile(script, "plot_domain_adaptation.py", "exec"), namespace)
+    assert len(plt.get_fignums()) == 3
+    plt.close("all")
+    accuracy = namespace["accuracy"]
+    assert accuracy["naive pipeline"] < accuracy["no adaptation"] + 0.05 < accuracy["forward"]
