@@ -39,6 +39,7 @@ SMALLER = {
         "N_GENERATED": 200,
         "EVALUATIONS": (1, 2, 5),
     },
+    "plot_domain_adaptation": {"N_FLOWS": 4, "TRAINING_STEPS": 300},
     "plot_first_flow": {"N_SOURCE": 600, "N_TARGET": 500, "N_FLOWS": 4, "TRAINING_STEPS": 200},
     "plot_flow": {"N_ROWS": 300, "N_BATCHES": 4, "TRAINING_STEPS": 150},
     "plot_inverse": {
@@ -74,6 +75,7 @@ SMALLER = {
 IN_ORDER = {
     "plot_blur_and_steps": ("floor", "blur 0.1", "blur 1"),
     "plot_cells": ("flow", "one shift", "no change"),
+    "plot_domain_adaptation": ("naive pipeline", "forward"),
     "plot_first_flow": ("floor", "after", "before"),
     "plot_flow": ("after the second phase", "after the first phase", "source"),
     "plot_inverse": ("rk4", "midpoint", "euler"),
