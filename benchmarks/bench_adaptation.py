@@ -21,12 +21,10 @@ from itertools import product
 from statistics import mean, stdev
 from time import process_time
 
-import numpy as np
 from adaptation_data import digits_shift, instrument_shift, whole_digits_shift
 from adaptation_peers import MomentMatching, PotTransport, Unadapted
 from ot.da import EMDTransport, MappingTransport, SinkhornLpl1Transport, SinkhornTransport
 from results import publish
-from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -53,7 +51,7 @@ TUNED = {
     "prediction": "velocity",
 }
 GUIDED = "NSGFSampler, tuned, guided by labels"
-LABEL_WEIGHT, N_ROUNDS = 3.0, 2  # of guided flows
+LABEL_WEIGHT = 3.0  # of guided flows
 
 
 def make_transports(seed):
@@ -76,6 +74,14 @@ def make_transports(seed):
     return {name: (transport, "forward") for name, transport in others.items()} | ours
 
 
+def guided_scores(flow, shift):
+    """Accuracy of each classifier around a flow that is guided by its guesses for the target."""
+    source, labels, target, X_test, y_test = shift
+    for classifier in CLASSIFIERS.values():
+        adapter = TransportAdapter(flow, classifier, label_weight=LABEL_WEIGHT)
+        yield adapter.fit(source, labels, X_target=target).score(X_test, y_test)
+
+
 def scores(transport, direction, shift):
     """Accuracy of each classifier around a transport."""
     source, labels, target, X_test, y_test = shift
@@ -86,31 +92,6 @@ def scores(transport, direction, shift):
     for classifier in CLASSIFIERS.values():
         adapter = TransportAdapter(FrozenEstimator(transport), classifier, direction=direction)
         yield adapter.fit(source, labels, X_target=target).score(X_test, y_test)
-
-
-def guided_scores(flow, shift):
-    """Accuracy of each classifier after rounds of flows guided by its guesses for the target."""
-    source, labels, target, X_test, y_test = shift
-    unguided = FrozenEstimator(clone(flow).fit(source, target))
-    for classifier in CLASSIFIERS.values():
-        model = TransportAdapter(unguided, classifier).fit(source, labels, X_target=target)
-        for _ in range(N_ROUNDS):
-            model = guided_round(flow, model, classifier, shift)
-        yield model.score(X_test, y_test)
-
-
-def guided_round(flow, model, classifier, shift):
-    """Classifier trained on a source that a flow moved together with its labels.
-
-    Weighted columns with one-hot labels, known in the source and guessed by a model in the target,
-    make it costly to move rows to those of another class.
-    """
-    source, labels, target, *_ = shift
-    known = (labels[:, None] == model.classes_) * LABEL_WEIGHT
-    guessed = model.predict_proba(target) * LABEL_WEIGHT
-    labelled = np.hstack([source, known])
-    flow = clone(flow).fit(labelled, np.hstack([target, guessed]))
-    return clone(classifier).fit(flow.transform(labelled)[:, : source.shape[1]], labels)
 
 
 def measure(contender, shift, seed):

@@ -10,12 +10,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from sknsgf._validation import (
     check_adapter_transport,
+    check_guidance,
     check_label_weights,
     check_labelled_samples,
     check_rows,
     methods,
     options,
+    real,
     unchanged_on_failure,
+    whole_number,
 )
 
 DIRECTIONS = ("forward", "backward", "inverse")
@@ -57,11 +60,19 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
         `estimator`, which is trained on the source as it is. "inverse": rows of the target,
         backward along a flow from source to target.
         "forward" is the default since rows to predict do not suffer from errors of the flow.
+    label_weight : float, default=0.0
+        How much farther apart, in units of the features, the transport sees rows of different
+        classes: labels stand beside the features, as one column for each class, in the target those
+        that the classifier guesses. 0 leaves the transport to the features alone. Above 0 only with
+        direction "forward" and a classifier that has ``predict_proba``.
+    n_label_rounds : int, default=2
+        Rounds of guessing with the last classifier, a new transport, and a new classifier. Only
+        used with `label_weight` above 0.
 
     Attributes
     ----------
     transport_ : estimator
-        The fitted flow.
+        The fitted flow; with `label_weight` above 0, of features and, in further columns, classes.
     estimator_ : estimator
         The estimator, trained on labelled rows.
     direction_ : str
@@ -106,12 +117,18 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
         "transport": [methods("fit", "transform")],
         "estimator": [methods("fit", "predict")],
         "direction": [options(*DIRECTIONS)],
+        "label_weight": [real(0, closed="left")],
+        "n_label_rounds": [whole_number()],
     }
 
-    def __init__(self, transport, estimator, *, direction="forward"):
+    def __init__(
+        self, transport, estimator, *, direction="forward", label_weight=0.0, n_label_rounds=2
+    ):
         self.transport = transport
         self.estimator = estimator
         self.direction = direction
+        self.label_weight = label_weight
+        self.n_label_rounds = n_label_rounds
 
     def fit(self, X, y, *, X_target=None, sample_weight=None):
         """Learn the flow between the samples, and train the estimator.
@@ -145,6 +162,8 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
             self._validate_params()
             check_adapter_transport(self)
             X, y, target = check_labelled_samples(self, X, y, X_target)
+            if self.label_weight:
+                check_guidance(self, y)
             weights = check_label_weights(self.estimator, "fit", sample_weight, X)
             self.direction_ = self.direction
             self.transport_ = clone(self.transport)
@@ -152,10 +171,25 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
                 self.transport_.fit(target, None, X_target=X)
             else:
                 self.transport_.fit(X, y, X_target=target)
+            rows = X
             if self.direction == "forward":
-                X = np.asarray(self.transport_.transform(X))  # no frame, whatever is configured
-            self.estimator_ = clone(self.estimator).fit(X, y, **weights)
+                rows = np.asarray(self.transport_.transform(X))  # no frame, whatever is configured
+            self.estimator_ = clone(self.estimator).fit(rows, y, **weights)
+            for _ in range(self.n_label_rounds if self.label_weight else 0):
+                self._fit_guided(X, y, target, weights)
         return self
+
+    def _fit_guided(self, X, y, target, weights):
+        """Learn the flow of rows with their labels, guessed ones in the target; train again."""
+        known = y.reshape(-1, 1) == self.classes_
+        guessed = self.estimator_.predict_proba(target)
+        X_labelled, target_labelled = (
+            np.hstack([rows, (self.label_weight * labels).astype(X.dtype)])
+            for rows, labels in ((X, known), (target, guessed))
+        )
+        self.transport_ = clone(self.transport).fit(X_labelled, y, X_target=target_labelled)
+        moved = np.asarray(self.transport_.transform(X_labelled))[:, : X.shape[1]]
+        self.estimator_ = clone(self.estimator).fit(moved, y, **weights)
 
     @available_if(_estimator_has("predict"))
     def predict(self, X):

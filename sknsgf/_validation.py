@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import (
@@ -148,6 +149,26 @@ def check_adapter_transport(adapter):
             f"direction='inverse' of {name} needs a transport with the method inverse_transform. "
             f"Got {transport!r}. Use direction='forward' or 'backward'."
         )
+
+
+def check_guidance(adapter, y):
+    """Refuse to guide a transport by labels where there is nothing to guess or to guide."""
+    needs = f"label_weight={adapter.label_weight!r} of {type(adapter).__name__} needs"
+    if adapter.direction != "forward":
+        raise ValueError(
+            f"{needs} direction='forward', since labels of rows to predict are not known. Got "
+            f"{adapter.direction!r}."
+        )
+    if isinstance(adapter.transport, FrozenEstimator):
+        raise ValueError(
+            f"{needs} a transport that can be fitted. Got a FrozenEstimator. Give the flow itself."
+        )
+    if not hasattr(adapter.estimator, "predict_proba"):
+        raise ValueError(
+            f"{needs} a classifier with the method predict_proba. Got {adapter.estimator!r}."
+        )
+    if y.size != len(y):
+        raise ValueError(f"{needs} one label for each row. Got y of shape {y.shape}.")
 
 
 @contextmanager

@@ -179,6 +179,65 @@ def test_a_flow_recovers_what_the_shift_costs_a_regressor(direction):
     assert adapted > 0.9
 
 
+# Guided by labels
+
+
+class Swapped(ClassifierMixin, BaseEstimator):
+    """Takes rows of the target on the right for class 0, and keeps the rows it is trained on."""
+
+    def fit(self, X, y):
+        self.X_, self.y_, self.classes_ = X, y, np.unique(y)
+        return self
+
+    def predict_proba(self, X):
+        right = (X[:, 0] > SHIFT[0] + 3).astype(float)
+        return np.stack([right, 1 - right], axis=1)
+
+    def predict(self, X):
+        return self.predict_proba(X).argmax(axis=1)
+
+
+def test_labels_stand_beside_the_features_that_a_guided_transport_sees():
+    adapter = TransportAdapter(Shift(), LogisticRegression(), label_weight=3.0, n_label_rounds=1)
+    adapter.fit(X, y, X_target=X_target)
+    guesses = LogisticRegression().fit(X + Shift().fit(X, X_target=X_target).shift_, y)
+    expected = np.hstack([X, 3 * np.eye(2)[y]])
+    np.testing.assert_array_equal(adapter.transport_.source_, expected)
+    expected = np.hstack([X_target, 3 * guesses.predict_proba(X_target)])
+    np.testing.assert_allclose(adapter.transport_.target_, expected)
+
+
+def test_classes_of_a_guided_flow_go_where_the_classifier_guesses_them():
+    flow = NSGFSampler(**CHEAP | LONGER)
+    for weight, ends_right in ((0.0, 1), (30.0, 0)):
+        adapter = TransportAdapter(flow, Swapped(), label_weight=weight)
+        moved = adapter.fit(X, y, X_target=X_target).estimator_.X_
+        on_the_right = moved[:, 0] > SHIFT[0] + 3
+        assert moved.shape == X.shape
+        assert np.mean(on_the_right == (y == ends_right)) > 0.9
+
+
+def test_float32_rows_stay_float32_for_a_guided_transport():
+    adapter = TransportAdapter(Shift(), GaussianNB(), label_weight=3.0)
+    adapter.fit(X.astype(np.float32), y, X_target=X_target.astype(np.float32))
+    assert adapter.transport_.source_.dtype == adapter.transport_.target_.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("parameters", "labels", "message"),
+    [
+        ({"direction": "backward"}, y, "needs direction='forward', since labels .* 'backward'"),
+        ({"transport": FrozenEstimator(Shift())}, y, "needs a transport that can be fitted"),
+        ({"estimator": Ridge()}, y, r"needs a classifier with the method predict_proba. .*Ridge"),
+        ({"estimator": KNeighborsClassifier()}, np.stack([y, y], axis=1), r"of shape \(120, 2\)"),
+    ],
+)
+def test_guidance_is_refused_where_nothing_can_be_guessed(parameters, labels, message):
+    adapter = TransportAdapter(Shift(), LogisticRegression(), label_weight=2.0)
+    with pytest.raises(ValueError, match=f"label_weight=2.0 of TransportAdapter .*{message}"):
+        adapter.set_params(**parameters).fit(X, labels, X_target=X_target)
+
+
 # What follows the wrapped estimator
 
 
@@ -528,6 +587,7 @@ FLOW = NSGFSampler(**CHEAP, sinkhorn_max_iter=500)
 @each_check(
     classifier=SelfAdapter(Shift(), LogisticRegression()),
     regressor=SelfAdapter(Shift(), Ridge(), direction="backward"),
+    guided=SelfAdapter(Shift(), LogisticRegression(), label_weight=1.0),
     flow_classifier=UnweightedSelfAdapter(FLOW, LogisticRegression()),
     flow_regressor=UnweightedSelfAdapter(FLOW, Ridge(), direction="inverse"),
 )
