@@ -48,6 +48,7 @@ from sknsgf.flow.trajectories import POOL_DTYPES, flow_step_sizes
 PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
 SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
 SINKHORN_TRAINING = 0.5  # of the gradient steps: what its phase leaves, the next one makes up for
+CONTINUOUS_FEATURES = 256  # from this many on, phase one is learned at all times
 NETWORKS = {
     "consistent": ("sinkhorn", "straight"),
     "paper": ("sinkhorn", "straight", "transition"),
@@ -483,12 +484,12 @@ class NSGFPlusPlus(BaseFlow):
     def _sinkhorn_time(self):
         """Times at which the Sinkhorn flow is learned, although only those of its steps are used.
 
-        In many dimensions, points on their way tell where they go, and source points alone hardly
-        do. A network can't follow a speed that jumps from step to step, though.
+        In very many dimensions a network learns little from source points alone, and points on
+        their way tell where they go. It can't follow a speed that jumps from step to step, though.
         """
         constant_speed = self.step_size == "auto" or self.n_steps == 1
-        helped = self.prediction_ == "endpoint" and self.mode == "consistent"
-        return "continuous" if helped and constant_speed else "discrete"
+        many = self.n_features_in_ >= CONTINUOUS_FEATURES and self.mode == "consistent"
+        return "continuous" if many and constant_speed else "discrete"
 
     def _start_networks(self):
         """Networks with fresh weights, or with those of the last fit under warm start."""
