@@ -86,7 +86,7 @@ X_control, X_treated, X_new, X_test = map(pca.transform, (control, treated, new,
 print(f"{N_COMPONENTS} components hold {pca.explained_variance_ratio_.sum():.0%} of the variance.")
 
 figure, panels = plt.subplots(
-    1, 2, figsize=(10, 4.2), layout="constrained", sharex=True, sharey=True
+    1, 2, figsize=(10, 4.2), layout="compressed", sharex=True, sharey=True
 )
 for axes, X, kind, title in (
     (panels[0], X_new, new_kind, "control"),
@@ -188,7 +188,7 @@ for k in range(n_types):
         changes.append(change @ pca.components_)
 
 figure, panels = plt.subplots(
-    1, 2, figsize=(9.5, 4.8), layout="constrained", sharex=True, sharey=True
+    1, 2, figsize=(9.5, 4.8), layout="compressed", sharex=True, sharey=True
 )
 for axes, (name, changes) in zip(panels, estimates.items(), strict=True):
     axes.axline((0, 0), slope=1, color="gray", linewidth=1, zorder=0)
