@@ -73,8 +73,10 @@ def test_the_flow_example_saves_its_picture(tmp_path, capsys):
 
 
 def test_the_adaptation_example_finds_that_the_naive_pipeline_fails():
-    plt = pytest.importorskip("matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
     plt.switch_backend("Agg")
+    plt.close("all")  # what other tests have left
     script = (ROOT / "examples" / "plot_domain_adaptation.py").read_text()
     for constant in ("N_FLOWS = 16", "TRAINING_STEPS = 2_000"):
         assert constant in script
