@@ -127,6 +127,14 @@ show(
 # %%
 # Which one to choose
 # -------------------
+#
+# "backward" wins: digits are easier to tell apart when sharp, and its flow has learned
+# to make them so. The inverse of the forward flow goes only a part of that way: where a flow
+# contracts, as blurring does, its inverse has little to go by. "forward" is the safe choice, since
+# the rows to predict do not move at all.
+#
+# Which direction is best depends on the shift. A few labelled rows of the target, if there are any,
+# are well spent on this choice.
 
 for name, value in accuracy.items():
     print(f"{name:16}{value:.3f}")
@@ -139,12 +147,3 @@ ax.invert_yaxis()
 ax.set(xlim=(0, 1.05), xlabel="accuracy on rows that no fit has seen")
 figure.tight_layout()
 plt.show()
-
-# %%
-# "backward" wins here: digits are easier to tell apart when sharp, and its flow has learned
-# to make them so. The inverse of the forward flow goes only a part of that way: where a flow
-# contracts, as blurring does, its inverse has little to go by. "forward" is the safe choice, since
-# the rows to predict do not move at all.
-#
-# Which direction is best depends on the shift. A few labelled rows of the target, if there are any,
-# are well spent on this choice.
