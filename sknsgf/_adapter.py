@@ -61,13 +61,14 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
         backward along a flow from source to target.
         "forward" is the default since rows to predict do not suffer from errors of the flow.
     label_weight : float, default=0.0
-        How much farther apart, in units of the features, the transport sees rows of different
-        classes: labels stand beside the features, as one column for each class, in the target those
-        that the classifier guesses. 0 leaves the transport to the features alone. Above 0 only with
-        direction "forward" and a classifier that has ``predict_proba``.
+        Length, in units of the features, of labels that the transport sees beside them: one column
+        for each class, known in the source and guessed by the classifier in the target. Two rows at
+        the same place, but of different classes, are ``sqrt(2) * label_weight`` apart. 0 leaves the
+        transport to the features alone. Above 0 only with direction "forward" and a classifier that
+        has ``predict_proba``.
     n_label_rounds : int, default=2
-        Rounds of guessing with the last classifier, a new transport, and a new classifier. Only
-        used with `label_weight` above 0.
+        Rounds of guessing with the last classifier, a new transport, and a new classifier; so
+        ``n_label_rounds + 1`` transports are fitted. Only used with `label_weight` above 0.
 
     Attributes
     ----------
