@@ -74,9 +74,9 @@ accuracy = {
 # -----------------------
 #
 # The flow carries rows of the source to the target. Samples are small and have many features here,
-# so it learns one long step rather than the five of the default.
+# so it learns one long step here, rather than the five of the default.
 #
-# Followed by a classifier in *one* pipeline, it does harm. ``fit`` moves rows of the source and
+# Followed by a classifier in *one* pipeline, it is misused. ``fit`` moves rows of the source and
 # trains the classifier on them, as it should be. But ``predict`` moves rows of the target, too,
 # although they are where they belong: they are blurred twice.
 
@@ -128,10 +128,11 @@ show(
 # Which one to choose
 # -------------------
 #
-# "backward" wins: digits are easier to tell apart when sharp, and its flow has learned
-# to make them so. The inverse of the forward flow goes only a part of that way: where a flow
-# contracts, as blurring does, its inverse has little to go by. "forward" is the safe choice, since
-# the rows to predict do not move at all.
+# "backward" is a little ahead of "forward" here: digits are easier to tell apart when sharp, and
+# its flow has learned to make them so. But that depends on the flow. With the five steps of the
+# default, "forward" is as good as here and "backward" well behind it, since the rows to predict
+# bear all of its errors. "forward" is the safe choice. The inverse of the forward flow goes only a
+# part of the way: where a flow contracts, as blurring does, its inverse has little to go by.
 #
 # Which direction is best depends on the shift. A few labelled rows of the target, if there are any,
 # are well spent on this choice.
