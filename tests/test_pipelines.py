@@ -228,7 +228,7 @@ def test_cross_validation_scores_one_sample(estimator):
 def dask_cluster():
     """A worker process of two threads on this machine."""
     distributed = pytest.importorskip("distributed")
-    with distributed.Client(n_workers=1, threads_per_worker=2, dashboard_address=None):
+    with distributed.Client(n_workers=1, threads_per_worker=2, dashboard_address=":0"):
         yield
 
 
