@@ -111,7 +111,22 @@ class PlanPairing:
 
 
 def make_pairing(name: str, *, blur: float, tol: float, max_iter: int) -> Pairing:
-    """Pairing by its name, one of ``PAIRINGS``; the numbers are those of :class:`PlanPairing`."""
+    """Pairing by its name, one of ``PAIRINGS``; the numbers are those of ``PlanPairing``.
+
+    Returns
+    -------
+    callable (x, y, generator) -> Tensor of shape (n, d)
+        Gives each point of `x` (n, d) a partner among the points of `y` (m, d).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.paths import make_pairing
+    >>> pairing = make_pairing("exact", blur=0.1, tol=1e-2, max_iter=200)
+    >>> x, y = torch.tensor([[0.0], [10.0]]), torch.tensor([[11.0], [1.0]])
+    >>> pairing(x, y, torch.Generator().manual_seed(0)).flatten()
+    tensor([ 1., 11.])
+    """
     plan = partial(PlanPairing, blur, tol=tol, max_iter=max_iter)
     if name in ("potentials", "sinkhorn"):
         return plan(extend=name == "potentials")

@@ -437,6 +437,16 @@ def extend_potential(
     Returns
     -------
     Tensor of shape (B, q)
+
+    Examples
+    --------
+    Half the squared distance to a single point:
+
+    >>> import torch
+    >>> from sknsgf.flow.sinkhorn import extend_potential
+    >>> query, y = torch.tensor([[[0.0], [3.0]]]), torch.tensor([[[1.0]]])
+    >>> extend_potential(query, y, torch.zeros(1, 1), blur=1.0)
+    tensor([[0.5000, 2.0000]])
     """
     query, keys, eps = _extension(query, y, g, b, blur)
     rows = []
@@ -457,6 +467,15 @@ def barycentric_projection(
     Returns
     -------
     Tensor of shape (B, q, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sknsgf.flow.sinkhorn import barycentric_projection
+    >>> query, y = torch.tensor([[[0.0], [9.0]]]), torch.tensor([[[-1.0], [1.0]]])
+    >>> barycentric_projection(query, y, torch.zeros(1, 2), blur=1.0)
+    tensor([[[0.],
+             [1.]]])
     """
     center = y.mean(1, keepdim=True)
     out = []
