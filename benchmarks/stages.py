@@ -1,0 +1,27 @@
+"""CPU seconds of the stages of a fit, as a callback (scikit-learn 1.9 or newer)."""
+
+from time import process_time
+
+
+class StageClock:
+    """Callback that adds up the CPU time of each stage of the fits it follows, in ``seconds``."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def setup(self, estimator, context):
+        """Nothing to do."""
+
+    def on_fit_task_begin(self, estimator, context):
+        """Start the clock of a stage, which is a task just below the fit."""
+        if context.parent is not None and context.parent.parent is None:
+            self.start = process_time()
+
+    def on_fit_task_end(self, estimator, context):
+        """Stop it."""
+        if context.parent is not None and context.parent.parent is None:
+            spent = process_time() - self.start
+            self.seconds[context.task_name] = self.seconds.get(context.task_name, 0.0) + spent
+
+    def teardown(self, estimator, context):
+        """Nothing to do."""
