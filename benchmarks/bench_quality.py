@@ -1,54 +1,260 @@
-"""Sample quality and fit time of NSGFSampler with default parameters on the five 2-D pairs.
+"""Quality and cost on the five 2-D pairs, side by side with what a user would pick instead.
 
+    pip install --no-deps torchcfm==1.0.7
     python benchmarks/bench_quality.py
 
-W2 (exact, POT) between transported quasi-random source points and quasi-random target points, for
-several numbers of network evaluations of one fit, beside the floor: two quasi-random samples of the
-target. The fit's time is CPU time of the process.
+Each contender (`contenders`) is fitted to the same 131,072 rows of both samples. W2 (exact, POT)
+compares 4,096 transported quasi-random source points with as many of the target, the sliced W2
+32,768 of each, for several numbers of network evaluations of one fit; the floors compare two
+quasi-random samples of the target. The fit's time is CPU time, its memory the peak beyond what was
+held before; two fits run at a time, on one thread each. All three seeds take about an hour and a
+half. Runs are added to ``results/quality_runs.csv`` as they end, and those that are there already
+are not repeated, so an interrupted benchmark goes on where it was; tables and the figure are made
+from this file. Delete it to start anew, and keep it on one machine.
 """
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import csv
+from argparse import ArgumentParser
+from itertools import product
 from statistics import mean, stdev
 from time import process_time
 
-from results import publish
+import matplotlib.pyplot as plt
+import ot
+from joblib import Parallel, delayed
+from memory import peak_memory, reset_peak
+from peers import HAS_TORCHCFM, FlowMatching, PlanMap
+from results import PAGE, RESULTS, publish
+from stages import StageClock
 
-from sknsgf import NSGFSampler
+from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf.datasets import PAIRS, make_pair, quasi_random_pair
 from sknsgf.metrics import wasserstein_distance
 
-SEEDS = (0, 1, 2)
-EVALUATIONS = (1, 2, 5, 10, 100)
 N_ROWS = 2**17  # of the source and of the target
+EVALUATIONS = (1, 2, 5, 10, 100)
+SIZES = {"W2": 2**12, "sliced W2": 2**15}  # points compared
+N_PROJECTIONS = 50
+CLOSE_LOOK = 10  # evaluations of the variance ratio
+RUNS = RESULTS / "quality_runs.csv"
+STAGES = {
+    "pool (s)": ["simulating flows"],
+    "pairing (s)": ["pairing"],
+    "training (s)": ["training", "straight training", "transition training"],
+}
 
 
-def measure(pair, seed):
-    """Fit once; CPU seconds, the floor, and W2 at each number of evaluations."""
-    X_source, X_target = make_pair(pair, N_ROWS, random_state=seed)
-    start = process_time()
-    flow = NSGFSampler(random_state=seed).fit(X_source, X_target)
-    seconds = process_time() - start
-    source, target = quasi_random_pair(pair, random_state=100 + seed)
-    _, other = quasi_random_pair(pair, random_state=200 + seed)
-    distances = []
-    for n in EVALUATIONS:
-        flow.n_integration_steps_ = n
-        distances.append(wasserstein_distance(flow.transform(source), target))
-    return [seconds, *distances, wasserstein_distance(other, target)]
+def contenders(seed):
+    """Estimators by name; ours have default parameters, but for the paper's mode and recipe.
+
+    The recipe is that of the paper as its algorithm reads: velocities of minibatches of 256 by
+    GeomLoss (scaling 0.9), ten equal steps, a field learned at their times only. The pool holds
+    65,536 trajectories.
+    """
+    recipe = {"solver": "geomloss", "flow_batch_size": 256, "n_flows": 256}
+    steps = {"n_steps": 10, "step_size": 0.3, "time": "discrete"}
+    flows = {
+        "NSGFSampler": NSGFSampler(random_state=seed),
+        "NSGFPlusPlus": NSGFPlusPlus(random_state=seed),
+        "NSGFPlusPlus paper": NSGFPlusPlus(mode="paper", n_steps=5, random_state=seed),
+        "NSGF, paper's recipe": NSGFSampler(**recipe, **steps, random_state=seed),
+        "POT map": PlanMap(random_state=seed),
+    }
+    if HAS_TORCHCFM:
+        flows |= {
+            "OT-CFM, 6,000 steps": FlowMatching(max_iter=6_000, random_state=seed),
+            "OT-CFM, 12,000 steps": FlowMatching(max_iter=12_000, random_state=seed),
+            "I-CFM, 12,000 steps": FlowMatching(
+                coupling="independent", max_iter=12_000, random_state=seed
+            ),
+        }
+    return flows
+
+
+def transported(flow, rows, n_evaluations):
+    """Rows at the end of the flow, or None if it can't be followed by so few evaluations."""
+    if isinstance(flow, PlanMap):
+        return flow.transform(rows) if n_evaluations == EVALUATIONS[0] else None
+    if isinstance(flow, FlowMatching):
+        return flow.transform(rows, n_evaluations)
+    if isinstance(flow, NSGFSampler):
+        if flow.time_ == "discrete" and n_evaluations != flow.n_steps:
+            return None
+        flow.n_integration_steps_ = n_evaluations
+        return flow.transform(rows)
+    flow.n_straight_steps_ = 1
+    fixed = flow.n_evaluations_ - 1
+    flow.n_straight_steps_ = n_evaluations - fixed
+    return flow.transform(rows) if n_evaluations > fixed else None
+
+
+def sliced_distance(X, Y):
+    """Sliced W2 over directions that are the same for all contenders."""
+    return ot.sliced_wasserstein_distance(X, Y, n_projections=N_PROJECTIONS, seed=0)
+
+
+DISTANCES = {"W2": wasserstein_distance, "sliced W2": sliced_distance}
+
+
+def fit(flow, X_source, X_target):
+    """Fit, and return CPU seconds of the whole and of its stages, and the memory it took."""
+    clock = StageClock()
+    if hasattr(flow, "set_callbacks"):
+        flow.set_callbacks(clock)
+    reset_peak()
+    held, start = peak_memory(), process_time()
+    flow.fit(X_source, X_target)
+    row = {"fit (s)": process_time() - start, "memory (MB)": peak_memory() - held}
+    for name, stages in STAGES.items():
+        row[name] = sum(clock.seconds.get(stage, 0.0) for stage in stages) or None
+    return row
+
+
+def measure(contender, pair, seed):
+    """Fit once, and compare what comes out with the target."""
+    flow = contenders(seed)[contender]
+    row = {"pair": pair, "flow": contender, "seed": seed}
+    row |= fit(flow, *make_pair(pair, N_ROWS, random_state=seed))
+    for name, distance in DISTANCES.items():
+        source, target = quasi_random_pair(pair, SIZES[name], random_state=100 + seed)
+        _, other = quasi_random_pair(pair, SIZES[name], random_state=200 + seed)
+        for n in EVALUATIONS:
+            moved = transported(flow, source, n)
+            row[f"{name}, {n}"] = None if moved is None else distance(moved, target)
+            if moved is not None and (n == CLOSE_LOOK or isinstance(flow, PlanMap)):
+                row["variance ratio"] = moved.var(0).sum() / target.var(0).sum()
+        row[f"{name}, floor"] = distance(other, target)
+    return row
+
+
+def read_runs():
+    """Runs of the file; what is no number stays a string, or is None where it is empty."""
+    if not RUNS.exists():
+        return []
+    with RUNS.open(newline="") as file:
+        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text or None
+
+
+def add_run(run):
+    """Write a run to the end of the file, its columns in the order of their names."""
+    columns = [*("pair", "flow", "seed", "fit (s)", *STAGES, "memory (MB)", "variance ratio")]
+    columns += [f"{name}, {n}" for name in DISTANCES for n in (*EVALUATIONS, "floor")]
+    new = not RUNS.exists()
+    with RUNS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(run)
+
+
+def summary(values, digits):
+    """Mean and, of several values, standard deviation; nothing where there are none."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def select(runs, **wanted):
+    """Runs with these values."""
+    return [run for run in runs if all(run[key] == value for key, value in wanted.items())]
+
+
+def distance_table(runs, name):
+    """Rows of the table of a distance: itself, or of the sliced one the excess over the floor."""
+    rows = []
+    for pair, flow in product(PAIRS, contenders(0)):
+        chosen = select(runs, pair=pair, flow=flow)
+        if not chosen:
+            continue
+        row = {"pair": pair, "flow": flow}
+        for n in EVALUATIONS:
+            values = [run[f"{name}, {n}"] for run in chosen]
+            if name != "W2":
+                floors = [run[f"{name}, floor"] for run in chosen]
+                values = [v and v - floor for v, floor in zip(values, floors, strict=True)]
+            row[f"{n} eval."] = summary(values, 3 if name == "W2" else 4)
+        row["floor"] = summary([run[f"{name}, floor"] for run in chosen], 3 if name == "W2" else 4)
+        if name == "W2":
+            row["variance ratio"] = summary([run["variance ratio"] for run in chosen], 3)
+        rows.append(row)
+    return rows
+
+
+def cost_table(runs):
+    """Rows of the table of costs, over all pairs and seeds."""
+    rows = []
+    for flow in contenders(0):
+        chosen = select(runs, flow=flow)
+        columns = {"fit (s)": 1, **dict.fromkeys(STAGES, 1), "memory (MB)": 0}
+        figures = {c: summary([run[c] for run in chosen], digits) for c, digits in columns.items()}
+        if chosen:
+            rows.append({"flow": flow} | figures)
+    return rows
+
+
+def draw(runs):
+    """Draw W2 against the number of evaluations for each pair, with the floor."""
+    flows = [name for name in contenders(0) if "paper" not in name and "I-CFM" not in name]
+    figure, axes = plt.subplots(1, len(PAIRS), figsize=(13, 3), layout="constrained")
+    for ax, pair in zip(axes, PAIRS, strict=True):
+        for flow in flows:
+            chosen = select(runs, pair=pair, flow=flow)
+            points = [(n, [run[f"W2, {n}"] for run in chosen]) for n in EVALUATIONS]
+            points = [(n, mean(values)) for n, values in points if values and None not in values]
+            style = "k*" if flow == "POT map" else "o-"
+            if points:
+                ax.plot(*zip(*points, strict=True), style, ms=3 if style == "o-" else 7, label=flow)
+        floors = [run["W2, floor"] for run in select(runs, pair=pair)]
+        ax.axhline(mean(floors), color="0.5", ls=":", label="floor")
+        ax.set(title=pair, xscale="log", yscale="log", xlabel="network evaluations")
+    axes[0].set_ylabel("W2")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.savefig(PAGE.parent / "images" / "quality.svg", metadata={"Date": None})
+
+
+def report(runs):
+    """Tables and the figure of the docs."""
+    command = "python benchmarks/bench_quality.py"
+    publish("quality", distance_table(runs, "W2"), command)
+    publish("quality_sliced", distance_table(runs, "sliced W2"), command)
+    publish("quality_cost", cost_table(runs), command)
+    draw(runs)
 
 
 def main():
-    """Measure all pairs with all seeds."""
-    names = ["fit (CPU s)", *(f"W2, {n} eval." for n in EVALUATIONS), "floor"]
-    rows = []
-    for pair in PAIRS:
-        runs = zip(*(measure(pair, seed) for seed in SEEDS), strict=True)
-        summary = {}
-        for name, values in zip(names, runs, strict=True):
-            digits = 1 if name.startswith("fit") else 3
-            summary[name] = f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
-        rows.append({"pair": pair} | summary)
-        print(*rows[-1].values(), sep="  ", flush=True)
-    publish("quality", rows, "python benchmarks/bench_quality.py")
+    """Measure what is not in the file of runs yet, and report on all."""
+    parser = ArgumentParser(description="Quality and cost on the five 2-D pairs.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS)
+    parser.add_argument("--flows", nargs="+", choices=list(contenders(0)), default=contenders(0))
+    parser.add_argument("--jobs", type=int, default=2, help="fits at a time")
+    arguments = parser.parse_args()
+    done = {(run["flow"], run["pair"], run["seed"]) for run in read_runs()}
+    tasks = [
+        (flow, pair, seed)
+        for seed, pair, flow in product(arguments.seeds, arguments.pairs, arguments.flows)
+        if (flow, pair, seed) not in done
+    ]
+    measured = Parallel(n_jobs=arguments.jobs, return_as="generator_unordered")(
+        delayed(measure)(*task) for task in tasks
+    )
+    for run in measured:
+        add_run(run)
+        print(*(f"{v:.4g}" if isinstance(v, float) else v for v in run.values()), flush=True)
+    report(read_runs())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import torch
+from ot.da import SinkhornTransport
 
 from sknsgf.flow.integration import integrate
 from sknsgf.flow.networks import build_network, velocity_field
@@ -12,11 +13,12 @@ from sknsgf.flow.regression import fit_regression
 HAS_TORCHCFM = importlib.util.find_spec("torchcfm") is not None
 
 
-class OTCFM:
-    """Flow matching on exact minibatch couplings (Tong et al. 2302.00482), by torchcfm's matcher.
+class FlowMatching:
+    """Conditional flow matching (Tong et al. 2302.00482) with torchcfm's matchers.
 
-    Data are put into the same units, batches drawn in shuffled passes over the rows, and the field
-    is integrated by the same Euler steps as in our estimators. ``prediction="endpoint"`` trains the
+    ``coupling`` is "exact" (minibatch optimal transport, OT-CFM) or "independent" (I-CFM). Data are
+    put into the same units, batches drawn in shuffled passes over the rows, and the field is
+    integrated by the same Euler steps as in our estimators. ``prediction="endpoint"`` trains the
     network on the ends of the paths, as ours do in high dimension.
     """
 
@@ -24,6 +26,7 @@ class OTCFM:
         self,
         *,
         max_iter,
+        coupling="exact",
         hidden_layer_sizes=(128, 128, 128),
         activation="relu",
         prediction="velocity",
@@ -33,11 +36,11 @@ class OTCFM:
     ):
         self.max_iter, self.batch_size, self.random_state = max_iter, batch_size, random_state
         self.layers, self.prediction = (hidden_layer_sizes, activation), prediction
-        self.learning_rate_init = learning_rate_init
+        self.coupling, self.learning_rate_init = coupling, learning_rate_init
 
     def fit(self, X, X_target):
         """Train on rows of both samples; a source that is None is the target's normal law."""
-        from torchcfm import ExactOptimalTransportConditionalFlowMatcher
+        import torchcfm
 
         torch.manual_seed(self.random_state)  # the matcher draws from the global generators
         np.random.seed(self.random_state)  # noqa: NPY002
@@ -49,7 +52,11 @@ class OTCFM:
         target = _Rows(self._to_tensor(X_target))
         std = torch.tensor(np.sqrt(var_x) / self.scale, dtype=torch.float32)
         shift = torch.tensor((mean_x - self.center) / self.scale, dtype=torch.float32)
-        matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
+        matchers = {
+            "exact": torchcfm.ExactOptimalTransportConditionalFlowMatcher,
+            "independent": torchcfm.ConditionalFlowMatcher,
+        }
+        matcher = matchers[self.coupling](sigma=0.0)
         n = self.batch_size
 
         def draw():
@@ -72,6 +79,29 @@ class OTCFM:
 
     def _to_tensor(self, X):
         return torch.tensor((X - self.center) / self.scale, dtype=torch.float32)
+
+
+class PlanMap:
+    """Out-of-sample map of POT: the barycentric map of an entropic plan between two samples.
+
+    It takes as many rows, and as little blur, as it can in a time like that of the other fits.
+    """
+
+    def __init__(self, *, n_rows=2048, blur=0.2, random_state=0):
+        self.n_rows, self.blur, self.random_state = n_rows, blur, random_state
+
+    def fit(self, X, X_target):
+        """Solve for the plan between rows drawn from both samples."""
+        rng = np.random.default_rng(self.random_state)
+        X, X_target = (rng.choice(rows, self.n_rows, replace=False) for rows in (X, X_target))
+        square = self.blur**2 * (X.var(0).mean() + X_target.var(0).mean())
+        self.map = SinkhornTransport(reg_e=square, tol=1e-5)
+        self.map.fit(Xs=X, Xt=X_target)
+        return self
+
+    def transform(self, X):
+        """Carry rows."""
+        return self.map.transform(Xs=X, batch_size=1024)
 
 
 class _Rows:

@@ -49,6 +49,7 @@ PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
 SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
 SINKHORN_TRAINING = 0.5  # of the gradient steps: what its phase leaves, the next one makes up for
 CONTINUOUS_FEATURES = 256  # from this many on, phase one is learned at all times
+N_PAIRS, MOST_PAIRINGS = 2**17, 128  # pairs of rows, in at most so many pairs of batches
 NETWORKS = {
     "consistent": ("sinkhorn", "straight"),
     "paper": ("sinkhorn", "straight", "transition"),
@@ -103,10 +104,11 @@ class NSGFPlusPlus(BaseFlow):
         batches are solved for and their potentials extended to the others; "exact": exact
         transport between two batches (POT); "independent": no choice. "auto" is "sinkhorn" in
         consistent mode and "independent" in the paper's.
-    pairing_size : int, default=2048
-        Rows of the two batches that are paired at a time. A smaller target is used whole.
-    n_pairings : int, default=128
-        Pairs of batches.
+    pairing_size : int, default=4096
+        Rows of the two batches that are paired at a time. Larger is sharper, and costs more. A
+        smaller target is used whole.
+    n_pairings : int or "auto", default="auto"
+        Pairs of batches. "auto" makes 131,072 pairs of rows, in at most 128 pairs of batches.
     pool : {"memory", "online"}, default="memory"
         "memory" simulates all flows, and makes all pairs, before training on them. "online" does so
         in parts that fit in `max_pool_size`, and trains on each for an equal share of the gradient
@@ -196,6 +198,8 @@ class NSGFPlusPlus(BaseFlow):
         The solver of the Sinkhorn phase.
     mode_, pairing_ : str
         The mode that was fitted and the pairing it used.
+    n_pairings_ : int
+        Pairs of batches that were paired.
     learning_rate_init_ : float
         Learning rate at the start.
     prediction_ : str
@@ -262,7 +266,7 @@ class NSGFPlusPlus(BaseFlow):
         "sinkhorn_max_iter": [whole_number()],
         "pairing": [options("auto", *PAIRINGS)],
         "pairing_size": [whole_number(2)],
-        "n_pairings": [whole_number()],
+        "n_pairings": [whole_number(), options("auto")],
         "pool": [options("memory", "online")],
         "pool_dtype": [options(*POOL_DTYPES)],
         "max_pool_size": [real(0, closed="neither")],
@@ -295,6 +299,7 @@ class NSGFPlusPlus(BaseFlow):
         **FLOW_ATTRIBUTES,
         "mode_": one_of(*NETWORKS),
         "pairing_": one_of(*PAIRINGS),
+        "n_pairings_": whole(),
         "method_": one_of(*METHODS),
         "n_straight_steps_": whole(0),
         "network_parameters_": by_phase(WEIGHTS, NETWORKS),
@@ -315,8 +320,8 @@ class NSGFPlusPlus(BaseFlow):
         sinkhorn_tol=1e-2,
         sinkhorn_max_iter=200,
         pairing="auto",
-        pairing_size=2048,
-        n_pairings=128,
+        pairing_size=4096,
+        n_pairings="auto",
         pool="memory",
         pool_dtype="float32",
         max_pool_size=2048,
@@ -478,6 +483,10 @@ class NSGFPlusPlus(BaseFlow):
         self.mode_, self.pairing_ = self.mode, self.pairing
         if self.pairing == "auto":
             self.pairing_ = "independent" if paper else "sinkhorn"
+        self.n_pairings_ = self.n_pairings
+        if self.n_pairings == "auto":
+            rows = min(self.pairing_size, len(X_target))
+            self.n_pairings_ = min(max(2, ceil(N_PAIRS / rows)), MOST_PAIRINGS)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)
 

@@ -165,7 +165,7 @@ class PairSimulation:
     counted = "n_pairings or pairing_size"
 
     def __init__(self, estimator, X_source, X_target, start_of_paths):
-        n_batches, seed = estimator.n_pairings, estimator.random_state
+        n_batches, seed = estimator.n_pairings_, estimator.random_state
         self.estimator, self.start_of_paths = estimator, start_of_paths
         self.particles, self.targets = minibatches(
             estimator,
