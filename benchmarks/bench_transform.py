@@ -1,10 +1,10 @@
-"""Cost of ``transform`` on 10^6 rows beyond the network evaluations that it consists of.
+"""Cost of ``transform`` and ``sample`` beyond the network evaluations that they consist of.
 
     python benchmarks/bench_transform.py
 
 The bare evaluations run on a network of the same size, with the same chunks, dtype and thread. Both
-are timed in turn, round after round; the peak of memory is that of one transform, less its input
-and output.
+are timed in turn, round after round; the peak of memory is that of a call, less the rows that it
+returns.
 """
 
 import os
@@ -19,13 +19,18 @@ import torch
 from memory import peak_memory, reset_peak
 from results import publish
 
-from sknsgf import NSGFSampler
+from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf._base import CPU_CHUNK
 from sknsgf.datasets import make_pair
 from sknsgf.flow.networks import build_network
 
-N_ROWS = 10**6
-ROUNDS = 2
+CALLS = (  # estimator, method, rows, rounds
+    (NSGFSampler, "transform", 10**6, 2),
+    (NSGFSampler, "transform", 10**5, 4),
+    (NSGFSampler, "sample", 10**5, 4),
+    (NSGFPlusPlus, "transform", 10**5, 4),
+    (NSGFPlusPlus, "sample", 10**5, 4),
+)
 
 
 def bare_evaluations(network, rows, n_evaluations):
@@ -43,39 +48,48 @@ def seconds(function, *args):
     return perf_counter() - start
 
 
-def measure(flow, dtype):
-    """Compare both ways on rows of one dtype."""
-    rows = np.random.default_rng(0).standard_normal((N_ROWS, 2)).astype(dtype)
+def seconds_and_memory(function, *args):
+    """Wall time of a call, and its peak of memory in MB."""
+    reset_peak()
+    before = peak_memory()
+    return seconds(function, *args), peak_memory() - before
+
+
+def measure(kind, method, n_rows, n_rounds, dtype):
+    """Compare a call with its bare evaluations, on rows of one dtype."""
+    X_source, X_target = (rows.astype(dtype) for rows in make_pair("moons", random_state=0))
+    flow = kind(n_flows=8, max_iter=100, random_state=0).fit(X_source, X_target)
+    rows = np.random.default_rng(0).standard_normal((n_rows, 2)).astype(dtype)
     sizes = flow.hidden_layer_sizes
     network = build_network("mlp", 2, sizes, flow.activation, None, (), seed=0)
     network = network.to(torch.from_numpy(rows[:1]).dtype)
-    reset_peak()
-    before = peak_memory()
-    flow.transform(rows)
-    memory = peak_memory() - before - rows.nbytes / 2**20
-    pairs = [
+    call, given = getattr(flow, method), rows if method == "transform" else n_rows
+    rounds = [
         (
-            seconds(flow.transform, rows),
+            *seconds_and_memory(call, given),
             seconds(bare_evaluations, network, rows, flow.n_evaluations_),
         )
-        for _ in range(ROUNDS)
+        for _ in range(n_rounds)
     ]
     return {
+        "estimator": kind.__name__,
+        "called": method,
+        "rows": n_rows,
         "dtype": np.dtype(dtype).name,
-        "transform (s)": f"{median(ours for ours, _ in pairs):.2f}",
-        "bare (s)": f"{median(bare for _, bare in pairs):.2f}",
-        "ratio": f"{median(ours / bare for ours, bare in pairs):.2f}",
-        "extra memory (MB)": f"{memory:.0f}",
+        "call (s)": f"{median(ours for ours, _, _ in rounds):.2f}",
+        "bare (s)": f"{median(bare for _, _, bare in rounds):.2f}",
+        "ratio": f"{median(ours / bare for ours, _, bare in rounds):.2f}",
+        "extra memory (MB)": f"{max(held for _, held, _ in rounds) - rows.nbytes / 2**20:.0f}",
     }
 
 
 def main():
-    """Fit once, briefly, and measure float32 and float64 rows."""
-    flow = NSGFSampler(n_flows=8, max_iter=100, random_state=0)
-    flow.fit(*make_pair("moons", random_state=0))
-    rows = [measure(flow, dtype) for dtype in (np.float32, np.float64)]
-    for row in rows:
-        print(*row.values(), sep="  ")
+    """Measure all calls on float32 and on float64 rows."""
+    rows = []
+    for call in CALLS:
+        for dtype in (np.float32, np.float64):
+            rows.append(measure(*call, dtype))
+            print(*rows[-1].values(), sep="  ", flush=True)
     publish("transform", rows, "python benchmarks/bench_transform.py")
 
 

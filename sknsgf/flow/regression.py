@@ -125,15 +125,16 @@ def fit_regression(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
-    average = copy.deepcopy(network).eval()
-    losses: list[Tensor] = []
+    average = _Average(network, ema_decay)
+    losses: list[float] = []
+    latest: list[Tensor] = []  # until the next check; kept for longer, they would scatter the heap
     validation_losses: list[float] = []
     best, best_loss, n_bad = None, math.inf, 0
 
     def result() -> Regression:
-        chosen = average if best is None else best
+        chosen = average.network if best is None else best
         _check_finite_weights(chosen)
-        return Regression(chosen, torch.stack(losses).tolist(), list(validation_losses))
+        return Regression(chosen, list(losses), list(validation_losses))
 
     network.train()
     for iteration in range(1, n_iterations + 1):
@@ -144,38 +145,48 @@ def fit_regression(
         loss = mean_squared_error(network, draw())
         loss.backward()
         optimizer.step()
-        _update_average(average, network, iteration, ema_decay)
-        losses.append(loss.detach())
+        average.update(iteration)
+        latest.append(loss.detach())
         if on_iteration is not None:
             on_iteration(iteration)
         if iteration % CHECK_EVERY and iteration < n_iterations:
             continue
-        _check_finite(losses, iteration)
+        losses += _finite_numbers(latest, iteration)
+        latest.clear()
         if validation is not None:
-            held_out = _evaluate(average, validation)
+            held_out = _evaluate(average.network, validation)
             validation_losses.append(held_out)
             n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
             if held_out < best_loss:
-                best, best_loss = copy.deepcopy(average), held_out
+                best, best_loss = copy.deepcopy(average.network), held_out
         asked_to_stop = on_check is not None and on_check(result)
         if asked_to_stop or n_bad >= n_iter_no_change:
             break
     return result()
 
 
-@torch.no_grad()
-def _update_average(average: nn.Module, network: nn.Module, iteration: int, decay: float) -> None:
-    """Move the average to the network; its memory grows with the iterations, up to ``decay``."""
-    memory = 0.0 if iteration == 1 else min(decay, iteration / (9 + iteration))
-    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(weight, 1 - memory)
-    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(current)
+class _Average:
+    """Copy of a network whose weights are the exponential moving average of the network's."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network, self.trained, self.decay = copy.deepcopy(network).eval(), network, decay
+        # Collected once, since that takes longer than the update.
+        self.weights = list(self.network.parameters()), list(network.parameters())
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Move to the network; the memory grows with the iterations, up to ``decay``."""
+        memory = 0.0 if iteration == 1 else min(self.decay, iteration / (9 + iteration))
+        torch._foreach_lerp_(*self.weights, 1 - memory)  # all at once, as torch's own averages do
+        for kept, current in zip(self.network.buffers(), self.trained.buffers(), strict=True):
+            kept.copy_(current)
 
 
-def _check_finite(losses: list[Tensor], iteration: int) -> None:
-    if not bool(torch.stack(losses[-CHECK_EVERY:]).isfinite().all()):
+def _finite_numbers(losses: list[Tensor], iteration: int) -> list[float]:
+    numbers = torch.stack(losses).tolist()
+    if not all(map(math.isfinite, numbers)):
         raise DivergenceError(f"the loss is not finite after {iteration} iterations")
+    return numbers
 
 
 def _check_finite_weights(network: nn.Module) -> None:

@@ -153,6 +153,7 @@ class TrajectoryPool:
     ) -> None:
         self.positions, self.time, self.target = positions, time, target
         self.step_sizes = step_sizes
+        self._points = positions.flatten(0, 1)  # selected from in one go, which is far faster
         self.dtype = torch.promote_types(positions.dtype, torch.float32)
         self._epoch = positions.new_empty(0, dtype=torch.int64)
 
@@ -188,8 +189,9 @@ class TrajectoryPool:
         step = (t * self.n_steps).long().clamp_(max=self.n_steps - 1)
         if self.time == "discrete":
             t = step.to(t) / self.n_steps
-        here = self.positions[rows, step].to(self.dtype)
-        move = self.positions[rows, step + 1] - here
+        start = rows * (self.n_steps + 1) + step
+        here = self._points.index_select(0, start).to(self.dtype)
+        move = self._points.index_select(0, start + 1) - here
         x = here + (t * self.n_steps - step)[:, None] * move
         velocity = self.n_steps * move
         if self.target == "velocity":

@@ -1,3 +1,4 @@
+import gc
 import math
 
 import pytest
@@ -316,6 +317,18 @@ def test_a_look_at_the_losses_can_end_the_training(validation):
     )
     assert len(result.losses) == len(path) == 200
     assert result.network.value.item() == path[-1]
+
+
+def test_losses_are_not_kept_as_tensors():
+    numbers_held = []  # as tensors, which would be scattered between the batches for ever
+
+    def count(_):
+        held = (thing for thing in gc.get_objects() if type(thing) is torch.Tensor)
+        numbers_held.append(sum(tensor.dim() == 0 for tensor in held))
+
+    fit_constant(FAR, 3 * CHECK_EVERY, on_check=count)
+    assert len(numbers_held) == 3
+    assert numbers_held[-1] <= numbers_held[0]
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
