@@ -208,8 +208,9 @@ def cost_table(runs):
 def draw(runs):
     """Draw W2 against the number of evaluations for each pair, with the floor."""
     flows = [name for name in contenders(0) if "paper" not in name and "I-CFM" not in name]
-    figure, axes = plt.subplots(1, len(PAIRS), figsize=(13, 3), layout="constrained")
-    for ax, pair in zip(axes, PAIRS, strict=True):
+    pairs = [pair for pair in PAIRS if select(runs, pair=pair)]
+    figure, axes = plt.subplots(1, len(pairs), figsize=(13, 3), layout="constrained", squeeze=False)
+    for ax, pair in zip(axes[0], pairs, strict=True):
         for flow in flows:
             chosen = select(runs, pair=pair, flow=flow)
             points = [(n, [run[f"W2, {n}"] for run in chosen]) for n in EVALUATIONS]
@@ -220,8 +221,8 @@ def draw(runs):
         floors = [run["W2, floor"] for run in select(runs, pair=pair)]
         ax.axhline(mean(floors), color="0.5", ls=":", label="floor")
         ax.set(title=pair, xscale="log", yscale="log", xlabel="network evaluations")
-    axes[0].set_ylabel("W2")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    axes[0, 0].set_ylabel("W2")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.savefig(PAGE.parent / "images" / "quality.svg", metadata={"Date": None})
 
 

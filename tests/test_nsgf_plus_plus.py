@@ -316,6 +316,13 @@ def test_a_bad_parameter_raises(name, value, wanted):
         fitted(**{name: value})
 
 
+@pytest.mark.parametrize(("n_rows", "n_pairings"), [(64, 128), (2048, 64), (5000, 32)])
+def test_pairings_are_as_many_as_make_enough_pairs(n_rows, n_pairings):
+    rows = rng.normal(size=(n_rows, 2))
+    settings = {"n_pairings": "auto", "pairing_size": 4096, "pairing": "independent", "max_iter": 1}
+    assert fitted((rows, rows), **settings).n_pairings_ == n_pairings
+
+
 def test_setting_parameters_after_fit_changes_no_result(flow):
     expected = flow.transform(X_source), flow.inverse_transform(X_target), flow.score(X_source)
     evaluations = flow.phase_evaluations_
