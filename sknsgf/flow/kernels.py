@@ -19,24 +19,28 @@ STREAM_BLOCK = 2**18  # entries of a kernel that are in memory at a time when it
 # Logarithm of a scaling above which it moves into the stored kernel: twice that still keeps entries
 # at the floor, e**-60, from weighing anything.
 ABSORPTION = 15.0
+# Coordinates up to which products are summed one after another on CPU: there a matrix product, made
+# for long sums, takes up to 4 times as long.
+NARROW = 4
 
 
 class DenseKernel:
     """Rows of the plan up to normalisation, stored; an iteration is two vector-matrix products."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
-        self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
+        self.q, self.k, self.bias, self.a, self.buffer = q, LOG2_E * k, bias, a, buffer
         self._store(torch.zeros_like(bias))
 
     def _store(self, offset: Tensor) -> None:
         self.offset = offset
-        keys = LOG2_E * with_column(self.k, self.bias + offset)
-        self.entries = _exponentials(self.q, keys, self.buffer)
+        self.entries = _exponentials(self.q, self.k, LOG2_E * (self.bias + offset), self.buffer)
 
     def _factors(self, h: Tensor) -> Tensor:
-        if float((h - self.offset).abs().max()) > ABSORPTION:  # before the exponential overflows
+        change = h - self.offset
+        if float(change.abs().max()) > ABSORPTION:  # before the exponential overflows
             self._store(h)
-        return (h - self.offset).exp()
+            change = torch.zeros_like(h)
+        return change.exp_()
 
     def marginal(self, h: Tensor) -> Tensor:
         """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
@@ -55,12 +59,12 @@ class StreamedKernel:
     """The same two methods with blocks of rows recomputed at each pass: memory O(n + m)."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
-        self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
+        self.q, self.k, self.bias, self.a, self.buffer = q, LOG2_E * k, bias, a, buffer
 
     def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        keys = LOG2_E * with_column(self.k, self.bias + h)
+        bias = LOG2_E * (self.bias + h)
         for block in row_blocks(self.q, self.k):
-            yield block, _exponentials(self.q[:, block], keys, self.buffer)
+            yield block, _exponentials(self.q[:, block], self.k, bias, self.buffer)
 
     def marginal(self, h: Tensor) -> Tensor:
         """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
@@ -98,9 +102,9 @@ class StreamedSelfPlan:
         self.q, self.bias, self.buffer = q, bias, buffer
 
     def _blocks(self, u: Tensor) -> Iterator[Tensor]:
-        queries, keys = _symmetric_factors(self.q, self.bias + u.log())
+        queries, keys, bias = _symmetric_factors(self.q, self.bias + u.log())
         for block in row_blocks(self.q, self.q):
-            yield _symmetric_exponentials(queries[:, block], keys, self.buffer)
+            yield _symmetric_exponentials(queries[:, block], keys, bias, self.buffer)
 
     def marginal(self, u: Tensor) -> Tensor:
         """Row sums of the plan scaled by ``u`` on both sides."""
@@ -120,43 +124,44 @@ def row_sums(entries: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(values.mT.contiguous(), entries.mT).mT
 
 
-def scaled_exponentials(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(<q_i, k_j> - largest_i)`` and ``largest_i``, of shape (B, n, 1); differentiable."""
-    scores = q @ (LOG2_E * k).mT
+def scaled_exponentials(q: Tensor, k: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(<q_i, k_j> + bias_j - largest_i)`` and ``largest_i`` (B, n, 1); differentiable."""
+    scores = torch.baddbmm(LOG2_E * bias[:, None], q, (LOG2_E * k).mT)
     largest = scores.detach().amax(-1, keepdim=True)
     return (scores - largest).clamp(min=EXPONENT_FLOOR).exp2(), largest / LOG2_E
 
 
-def with_ones(q: Tensor) -> Tensor:
-    """Append a coordinate 1 to each point."""
-    return torch.cat([q, torch.ones_like(q[..., :1])], -1)
-
-
-def with_column(k: Tensor, column: Tensor) -> Tensor:
-    """Append a coordinate to each point, from values of shape (B, n)."""
-    return torch.cat([k, column[..., None]], -1)
-
-
-def _scores(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``<q_i, k_j>``, written into ``buffer``."""
+def _scores(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
+    """``<q_i, k_j> + bias_j``, written into ``buffer``."""
     shape = (q.shape[0], q.shape[1], k.shape[1])
-    return torch.bmm(q, k.mT, out=buffer[: math.prod(shape)].view(shape))
+    scores = buffer[: math.prod(shape)].view(shape)
+    if q.shape[2] > NARROW or not q.is_cpu:
+        return torch.baddbmm(bias[:, None], q, k.mT, out=scores)
+    start = bias[:, None]
+    for q_column, k_column in zip(q.split(1, 2), k.mT.contiguous().split(1, 1), strict=True):
+        start = torch.addcmul(start, q_column, k_column, out=scores)
+    return scores
 
 
-def _exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``2 ** (<q_i, k_j> - max_j <q_i, k_j>)``, written into ``buffer``."""
-    scores = _scores(q, k, buffer)
+def _exponentials(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
+    """``2 ** (<q_i, k_j> + bias_j - largest_i)`` with rows' maxima 1, written into ``buffer``."""
+    scores = _scores(q, k, bias, buffer)
     return scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
-def _symmetric_factors(q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose products are ``log2(e) (<q_i, q_j> + bias_i + bias_j)``."""
-    return with_column(with_ones(q), bias), LOG2_E * with_ones(with_column(q, bias))
+def _symmetric_factors(q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and bias of the products ``log2(e) (<q_i, q_j> + bias_i + bias_j)``."""
+    bias = LOG2_E * bias
+    return _with_column(q, bias), _with_column(LOG2_E * q, torch.ones_like(bias)), bias
 
 
-def _symmetric_exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``2 ** <q_i, k_j>``, written into ``buffer``; no product is much above 0."""
-    return _scores(q, k, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
+def _with_column(cloud: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([cloud, column[..., None]], -1)
+
+
+def _symmetric_exponentials(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
+    """``2 ** (<q_i, k_j> + bias_j)``, written into ``buffer``; no exponent is much above 0."""
+    return _scores(q, k, bias, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
 def row_blocks(x: Tensor, y: Tensor) -> list[slice]:

@@ -44,8 +44,6 @@ from sknsgf.flow.kernels import (
     row_blocks,
     row_sums,
     scaled_exponentials,
-    with_column,
-    with_ones,
 )
 
 SMALLEST_MASS = 1e-30
@@ -448,13 +446,12 @@ def extend_potential(
     >>> extend_potential(query, y, torch.zeros(1, 1), blur=1.0)
     tensor([[0.5000, 2.0000]])
     """
-    query, keys, eps = _extension(query, y, g, b, blur)
+    query, keys, bias = _extension(query, y, g, b, blur)
     rows = []
     for block in row_blocks(query, keys):
-        entries, largest = scaled_exponentials(query[:, block], keys)
+        entries, largest = scaled_exponentials(query[:, block], keys, bias)
         rows.append(entries.sum(-1).log() + largest[..., 0])
-    norm = _half_square_norm(query[..., :-1])  # of the scaled query: already divided by eps
-    return eps * (norm - torch.cat(rows, 1))
+    return blur**2 * (_half_square_norm(query) - torch.cat(rows, 1))
 
 
 def barycentric_projection(
@@ -496,8 +493,7 @@ def plan_rows(
     -------
     Tensor of shape (B, q, m)
     """
-    query, keys, _ = _extension(query, y, g, b, blur)
-    return scaled_exponentials(query, keys)[0]
+    return scaled_exponentials(*_extension(query, y, g, b, blur))[0]
 
 
 @torch.no_grad()
@@ -588,8 +584,8 @@ def _temperature(cloud: Tensor, blur: float) -> Tensor:
 
 
 def _extension(query, y, g, b, blur):
-    """Augmented queries and keys whose products are the exponents of the rows at new points."""
+    """Queries, keys and the keys' bias: ``<q_i, k_j> + bias_j`` are exponents at new points."""
     center = y.mean(1, keepdim=True)
-    eps, y = blur**2, y - center
-    bias = (g - _half_square_norm(y)) / eps + weights_or_equal(y, b).log()
-    return with_ones((query - center) / blur), with_column(y / blur, bias), eps
+    keys = (y - center) / blur
+    bias = g / blur**2 - _half_square_norm(keys) + weights_or_equal(y, b).log()
+    return (query - center) / blur, keys, bias
