@@ -22,18 +22,27 @@ ABSORPTION = 15.0
 # Coordinates up to which products are summed one after another on CPU: there a matrix product, made
 # for long sums, takes up to 4 times as long.
 NARROW = 4
+# Coordinates from which products that outlast a temperature are cheaper than new ones.
+WIDE = 64
 
 
 class DenseKernel:
     """Rows of the plan up to normalisation, stored; an iteration is two vector-matrix products."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
-        self.q, self.k, self.bias, self.a, self.buffer = q, LOG2_E * k, bias, a, buffer
+        self.q, self.k = q, LOG2_E * k
+        self._start(bias, a, buffer)
+
+    def _start(self, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
+        self.bias, self.a, self.buffer = bias, a, buffer
         self._store(torch.zeros_like(bias))
+
+    def _scores(self, bias: Tensor) -> Tensor:
+        return _scores(self.q, self.k, bias, self.buffer)
 
     def _store(self, offset: Tensor) -> None:
         self.offset = offset
-        self.entries = _exponentials(self.q, self.k, LOG2_E * (self.bias + offset), self.buffer)
+        self.entries = _row_exponentials(self._scores(LOG2_E * (self.bias + offset)))
 
     def _factors(self, h: Tensor) -> Tensor:
         change = h - self.offset
@@ -55,6 +64,20 @@ class DenseKernel:
         return weighted[..., :-1] / weighted[..., -1:]
 
 
+class RescaledKernel(DenseKernel):
+    """The same from products ``<x_i, y_j>`` that are kept from one temperature to the next."""
+
+    def __init__(
+        self, products: Tensor, eps: Tensor, bias: Tensor, a: Tensor, buffer: Tensor
+    ) -> None:
+        self.products, self.scale = products, LOG2_E / eps[..., None]
+        self._start(bias, a, buffer)
+
+    def _scores(self, bias: Tensor) -> Tensor:
+        scores = self.buffer[: self.products.numel()].view_as(self.products)
+        return torch.addcmul(bias[:, None], self.products, self.scale, out=scores)
+
+
 class StreamedKernel:
     """The same two methods with blocks of rows recomputed at each pass: memory O(n + m)."""
 
@@ -64,7 +87,8 @@ class StreamedKernel:
     def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
         bias = LOG2_E * (self.bias + h)
         for block in row_blocks(self.q, self.k):
-            yield block, _exponentials(self.q[:, block], self.k, bias, self.buffer)
+            scores = _scores(self.q[:, block], self.k, bias, self.buffer)
+            yield block, _row_exponentials(scores)
 
     def marginal(self, h: Tensor) -> Tensor:
         """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
@@ -143,9 +167,8 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
     return scores
 
 
-def _exponentials(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
-    """``2 ** (<q_i, k_j> + bias_j - largest_i)`` with rows' maxima 1, written into ``buffer``."""
-    scores = _scores(q, k, bias, buffer)
+def _row_exponentials(scores: Tensor) -> Tensor:
+    """``2 ** (scores - largest)`` with the largest score of each row, in place."""
     return scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
@@ -176,7 +199,31 @@ def fits(x: Tensor, y: Tensor, max_bytes: int) -> bool:
     return x.shape[0] * x.shape[1] * y.shape[1] * x.element_size() <= max_bytes
 
 
-def kernel_buffer(x: Tensor, y: Tensor, max_bytes: int) -> Tensor:
-    """Memory for the stored kernel, or for one block of rows where it does not fit."""
-    rows = x.shape[1] if fits(x, y, max_bytes) else row_blocks(x, y)[0].stop
-    return x.new_empty(x.shape[0] * rows * y.shape[1])
+class KernelMemory:
+    """Memory for kernels, one at a time: all of it where it fits in ``max_bytes``, else a block.
+
+    It is kept from kernel to kernel: to get fresh memory from the system takes as long as to fill
+    it with products.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._buffer: Tensor | None = None
+
+    def stores(self, x: Tensor, y: Tensor) -> bool:
+        """Tell whether the kernel of a batch is stored."""
+        return fits(x, y, self.max_bytes)
+
+    def buffer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Memory for the kernel; what the last one held is lost."""
+        rows = x.shape[1] if self.stores(x, y) else row_blocks(x, y)[0].stop
+        size = x.shape[0] * rows * y.shape[1]
+        if self._buffer is None or len(self._buffer) < size:
+            self._buffer = x.new_empty(size)
+        return self._buffer
+
+    def products(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """``<x_i, y_j>`` beside the kernel, where there is room and they are dear; else None."""
+        if x.shape[2] < WIDE or not fits(x, y, self.max_bytes // 2):
+            return None
+        return torch.bmm(x, y.mT)
