@@ -19,24 +19,37 @@ STREAM_BLOCK = 2**18  # entries of a kernel that are in memory at a time when it
 # Logarithm of a scaling above which it moves into the stored kernel: twice that still keeps entries
 # at the floor, e**-60, from weighing anything.
 ABSORPTION = 15.0
+# Coordinates up to which products are summed one after another on CPU: there a matrix product, made
+# for long sums, takes up to 4 times as long.
+NARROW = 4
+# Coordinates from which products that outlast a temperature are cheaper than new ones.
+WIDE = 64
 
 
 class DenseKernel:
     """Rows of the plan up to normalisation, stored; an iteration is two vector-matrix products."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
-        self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
+        self.q, self.k = q, LOG2_E * k
+        self._start(bias, a, buffer)
+
+    def _start(self, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
+        self.bias, self.a, self.buffer = bias, a, buffer
         self._store(torch.zeros_like(bias))
+
+    def _scores(self, bias: Tensor) -> Tensor:
+        return _scores(self.q, self.k, bias, self.buffer)
 
     def _store(self, offset: Tensor) -> None:
         self.offset = offset
-        keys = LOG2_E * with_column(self.k, self.bias + offset)
-        self.entries = _exponentials(self.q, keys, self.buffer)
+        self.entries = _row_exponentials(self._scores(LOG2_E * (self.bias + offset)))
 
     def _factors(self, h: Tensor) -> Tensor:
-        if float((h - self.offset).abs().max()) > ABSORPTION:  # before the exponential overflows
+        change = h - self.offset
+        if float(change.abs().max()) > ABSORPTION:  # before the exponential overflows
             self._store(h)
-        return (h - self.offset).exp()
+            change = torch.zeros_like(h)
+        return change.exp_()
 
     def marginal(self, h: Tensor) -> Tensor:
         """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
@@ -51,16 +64,31 @@ class DenseKernel:
         return weighted[..., :-1] / weighted[..., -1:]
 
 
+class RescaledKernel(DenseKernel):
+    """The same from products ``<x_i, y_j>`` that are kept from one temperature to the next."""
+
+    def __init__(
+        self, products: Tensor, eps: Tensor, bias: Tensor, a: Tensor, buffer: Tensor
+    ) -> None:
+        self.products, self.scale = products, LOG2_E / eps[..., None]
+        self._start(bias, a, buffer)
+
+    def _scores(self, bias: Tensor) -> Tensor:
+        scores = self.buffer[: self.products.numel()].view_as(self.products)
+        return torch.addcmul(bias[:, None], self.products, self.scale, out=scores)
+
+
 class StreamedKernel:
     """The same two methods with blocks of rows recomputed at each pass: memory O(n + m)."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor, a: Tensor, buffer: Tensor) -> None:
-        self.q, self.k, self.bias, self.a, self.buffer = with_ones(q), k, bias, a, buffer
+        self.q, self.k, self.bias, self.a, self.buffer = q, LOG2_E * k, bias, a, buffer
 
     def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        keys = LOG2_E * with_column(self.k, self.bias + h)
+        bias = LOG2_E * (self.bias + h)
         for block in row_blocks(self.q, self.k):
-            yield block, _exponentials(self.q[:, block], keys, self.buffer)
+            scores = _scores(self.q[:, block], self.k, bias, self.buffer)
+            yield block, _row_exponentials(scores)
 
     def marginal(self, h: Tensor) -> Tensor:
         """Column sums of the plan with the bias ``bias + h`` and its rows normalised to ``a``."""
@@ -98,9 +126,9 @@ class StreamedSelfPlan:
         self.q, self.bias, self.buffer = q, bias, buffer
 
     def _blocks(self, u: Tensor) -> Iterator[Tensor]:
-        queries, keys = _symmetric_factors(self.q, self.bias + u.log())
+        queries, keys, bias = _symmetric_factors(self.q, self.bias + u.log())
         for block in row_blocks(self.q, self.q):
-            yield _symmetric_exponentials(queries[:, block], keys, self.buffer)
+            yield _symmetric_exponentials(queries[:, block], keys, bias, self.buffer)
 
     def marginal(self, u: Tensor) -> Tensor:
         """Row sums of the plan scaled by ``u`` on both sides."""
@@ -120,43 +148,43 @@ def row_sums(entries: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(values.mT.contiguous(), entries.mT).mT
 
 
-def scaled_exponentials(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(<q_i, k_j> - largest_i)`` and ``largest_i``, of shape (B, n, 1); differentiable."""
-    scores = q @ (LOG2_E * k).mT
+def scaled_exponentials(q: Tensor, k: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(<q_i, k_j> + bias_j - largest_i)`` and ``largest_i`` (B, n, 1); differentiable."""
+    scores = torch.baddbmm(LOG2_E * bias[:, None], q, (LOG2_E * k).mT)
     largest = scores.detach().amax(-1, keepdim=True)
     return (scores - largest).clamp(min=EXPONENT_FLOOR).exp2(), largest / LOG2_E
 
 
-def with_ones(q: Tensor) -> Tensor:
-    """Append a coordinate 1 to each point."""
-    return torch.cat([q, torch.ones_like(q[..., :1])], -1)
-
-
-def with_column(k: Tensor, column: Tensor) -> Tensor:
-    """Append a coordinate to each point, from values of shape (B, n)."""
-    return torch.cat([k, column[..., None]], -1)
-
-
-def _scores(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``<q_i, k_j>``, written into ``buffer``."""
+def _scores(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
+    """``<q_i, k_j> + bias_j``, written into ``buffer``."""
     shape = (q.shape[0], q.shape[1], k.shape[1])
-    return torch.bmm(q, k.mT, out=buffer[: math.prod(shape)].view(shape))
+    scores = buffer[: math.prod(shape)].view(shape)
+    if q.shape[2] > NARROW or not q.is_cpu:
+        return torch.baddbmm(bias[:, None], q, k.mT, out=scores)
+    start = bias[:, None]
+    for q_column, k_column in zip(q.split(1, 2), k.mT.contiguous().split(1, 1), strict=True):
+        start = torch.addcmul(start, q_column, k_column, out=scores)
+    return scores
 
 
-def _exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``2 ** (<q_i, k_j> - max_j <q_i, k_j>)``, written into ``buffer``."""
-    scores = _scores(q, k, buffer)
+def _row_exponentials(scores: Tensor) -> Tensor:
+    """``2 ** (scores - largest)`` with the largest score of each row, in place."""
     return scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
-def _symmetric_factors(q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose products are ``log2(e) (<q_i, q_j> + bias_i + bias_j)``."""
-    return with_column(with_ones(q), bias), LOG2_E * with_ones(with_column(q, bias))
+def _symmetric_factors(q: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and bias of the products ``log2(e) (<q_i, q_j> + bias_i + bias_j)``."""
+    bias = LOG2_E * bias
+    return _with_column(q, bias), _with_column(LOG2_E * q, torch.ones_like(bias)), bias
 
 
-def _symmetric_exponentials(q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
-    """``2 ** <q_i, k_j>``, written into ``buffer``; no product is much above 0."""
-    return _scores(q, k, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
+def _with_column(cloud: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([cloud, column[..., None]], -1)
+
+
+def _symmetric_exponentials(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
+    """``2 ** (<q_i, k_j> + bias_j)``, written into ``buffer``; no exponent is much above 0."""
+    return _scores(q, k, bias, buffer).clamp_(min=EXPONENT_FLOOR).exp2_()
 
 
 def row_blocks(x: Tensor, y: Tensor) -> list[slice]:
@@ -171,7 +199,31 @@ def fits(x: Tensor, y: Tensor, max_bytes: int) -> bool:
     return x.shape[0] * x.shape[1] * y.shape[1] * x.element_size() <= max_bytes
 
 
-def kernel_buffer(x: Tensor, y: Tensor, max_bytes: int) -> Tensor:
-    """Memory for the stored kernel, or for one block of rows where it does not fit."""
-    rows = x.shape[1] if fits(x, y, max_bytes) else row_blocks(x, y)[0].stop
-    return x.new_empty(x.shape[0] * rows * y.shape[1])
+class KernelMemory:
+    """Memory for kernels, one at a time: all of it where it fits in ``max_bytes``, else a block.
+
+    It is kept from kernel to kernel: to get fresh memory from the system takes as long as to fill
+    it with products.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._buffer: Tensor | None = None
+
+    def stores(self, x: Tensor, y: Tensor) -> bool:
+        """Tell whether the kernel of a batch is stored."""
+        return fits(x, y, self.max_bytes)
+
+    def buffer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Memory for the kernel; what the last one held is lost."""
+        rows = x.shape[1] if self.stores(x, y) else row_blocks(x, y)[0].stop
+        size = x.shape[0] * rows * y.shape[1]
+        if self._buffer is None or len(self._buffer) < size:
+            self._buffer = x.new_empty(size)
+        return self._buffer
+
+    def products(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """``<x_i, y_j>`` beside the kernel, where there is room and they are dear; else None."""
+        if x.shape[2] < WIDE or not fits(x, y, self.max_bytes // 2):
+            return None
+        return torch.bmm(x, y.mT)

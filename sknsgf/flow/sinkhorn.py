@@ -37,15 +37,13 @@ from torch import Tensor
 from sknsgf.flow.kernels import (
     DenseKernel,
     DenseSelfPlan,
+    KernelMemory,
+    RescaledKernel,
     StreamedKernel,
     StreamedSelfPlan,
-    fits,
-    kernel_buffer,
     row_blocks,
     row_sums,
     scaled_exponentials,
-    with_column,
-    with_ones,
 )
 
 SMALLEST_MASS = 1e-30
@@ -123,12 +121,24 @@ def _log_weights(weights: Tensor) -> Tensor:
 
 def _log_ratio(wanted: Tensor, got: Tensor) -> Tensor:
     """``log(wanted / got)``; a point without weight has nothing to correct."""
-    ratio = (wanted / got.clamp_min(SMALLEST_MASS)).clamp_min(SMALLEST_MASS).log()
-    return torch.where(wanted > 0, ratio, 0.0)
+    ratio = (wanted / got.clamp_min(SMALLEST_MASS)).clamp_min_(SMALLEST_MASS).log_()
+    return ratio.mul_(wanted.sign())
 
 
 def _zero_mean(values: Tensor, weights: Tensor) -> Tensor:
     return values - (values * weights).sum(-1, keepdim=True)
+
+
+class _Options(NamedTuple):
+    """How to solve: to which error, within how many iterations, in which memory.
+
+    Potentials alone need no projection, which is half of a solve in many dimensions.
+    """
+
+    tol: float
+    max_iter: int
+    memory: KernelMemory
+    projects: bool = True
 
 
 class _Annealing(NamedTuple):
@@ -166,10 +176,11 @@ class _Anderson:
 
     def next(self, h: Tensor, r: Tensor) -> Tensor:
         if self.previous is not None:
-            change = r - self.previous[1]
-            self.steps[:, self.oldest] = h - self.previous[0] + change
-            self.changes[:, self.oldest] = change
-            self.weighted[:, self.oldest] = self.weights * change
+            histories = self.steps, self.changes, self.weighted
+            step, change, weighted = (history[:, self.oldest] for history in histories)
+            torch.sub(r, self.previous[1], out=change)
+            torch.sub(h, self.previous[0], out=step).add_(change)
+            torch.mul(self.weights, change, out=weighted)
             self.oldest = (self.oldest + 1) % ANDERSON_MEMORY
         self.previous = h, r
         normal = torch.bmm(self.weighted, self.changes.mT)
@@ -186,18 +197,21 @@ class _CrossProblem:
     centred clouds.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, max_bytes: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, memory: KernelMemory) -> None:
         mean_x, self.mean_y = _weighted_mean(x, a), _weighted_mean(y, b)
         self.x, self.y, self.a, self.b = x - mean_x, y - self.mean_y, a, b
         self.tilt = torch.bmm(mean_x - self.mean_y, self.y.mT)[:, 0]
         self.yy = _half_square_norm(self.y)
-        self.storage = DenseKernel if fits(x, y, max_bytes) else StreamedKernel
-        self.buffer = kernel_buffer(x, y, max_bytes)
+        self.storage = DenseKernel if memory.stores(x, y) else StreamedKernel
+        self.memory, self.buffer = memory, memory.buffer(x, y)
+        self.products: Tensor | None = None
 
     def kernel(self, g: Tensor, eps: Tensor) -> DenseKernel | StreamedKernel:
         """Build the kernel at the potential ``g``; ``eps`` has shape (B, 1)."""
-        scale = eps.rsqrt()[..., None]
         bias = (g - self.yy) / eps + _log_weights(self.b)
+        if self.products is not None:
+            return RescaledKernel(self.products, eps, bias, self.a, self.buffer)
+        scale = eps.rsqrt()[..., None]
         return self.storage(self.x * scale, self.y * scale, bias, self.a, self.buffer)
 
     def normal_start(self, eps: Tensor) -> Tensor:
@@ -220,6 +234,8 @@ class _CrossProblem:
         ratio = (schedule.start * sum(self.square_radii()) / eps).clamp_min(1)
         n_levels = math.ceil(math.log(float(ratio.max()), schedule.factor))
         g, n_iterations = self.normal_start(eps * ratio), 0
+        if n_levels:
+            self.products = self.memory.products(self.x, self.y)
         for level in range(n_levels):
             temperature = eps * ratio ** (1 - level / n_levels)
             solved, _, _ = self.iterate(g, temperature, schedule.tol, schedule.max_iter)
@@ -236,7 +252,7 @@ class _CrossProblem:
         anderson = _Anderson(self.b)
         for iteration in range(1, max_iter + 1):
             marginal = kernel.marginal(h)
-            error = (marginal - self.b).abs().sum(-1, keepdim=True)
+            error = (marginal - self.b).abs_().sum(-1, keepdim=True)
             step = _log_ratio(self.b, marginal)
             better = error < best
             if bool(better.all()):
@@ -263,16 +279,16 @@ class _CrossProblem:
         self,
         g: Tensor | None,
         eps: Tensor,
-        tol: float,
-        max_iter: int,
+        options: _Options,
         annealing: _Annealing = QUICK_ANNEALING,
-    ) -> tuple[Potential, Tensor]:
-        """Return the converged potential and the barycentric projection of ``x``."""
+    ) -> tuple[Potential, Tensor | None]:
+        """Return the converged potential and the barycentric projection of ``x``, if wanted."""
         g, n_annealing = self.anneal(eps, annealing) if g is None else (g + self.tilt, 0)
-        solved, kernel, h = self.iterate(g, eps, tol, max_iter)
+        solved, kernel, h = self.iterate(g, eps, options.tol, options.max_iter)
         g, n_iterations = solved.potential - self.tilt, n_annealing + solved.n_iterations
         solved = Potential(_zero_mean(g, self.b), solved.error, n_iterations)
-        return solved, kernel.project(h, self.y) + self.mean_y
+        mean = kernel.project(h, self.y) + self.mean_y if options.projects else None
+        return solved, mean
 
 
 def _solve_cross(
@@ -282,55 +298,55 @@ def _solve_cross(
     b: Tensor,
     g: Tensor | None,
     eps: Tensor,
-    tol: float,
-    max_iter: int,
-    max_bytes: int,
-) -> tuple[Potential, Tensor]:
+    options: _Options,
+) -> tuple[Potential, Tensor | None]:
     """Solve the problems of a batch; those that stall once more, cooled patiently.
 
     Between far clusters that hold unequal shares, mass must cross gaps that iterations at the final
     temperature can't see.
     """
-    solved, mean = _CrossProblem(x, y, a, b, max_bytes).solve(g, eps, tol, max_iter)
-    level_tol = max(tol, STALLED_ERROR)
+    solved, mean = _CrossProblem(x, y, a, b, options.memory).solve(g, eps, options)
+    level_tol = max(options.tol, STALLED_ERROR)
     stalled = (solved.error > level_tol).nonzero()[:, 0]
     if len(stalled):
-        patient = _Annealing(start=1.0, factor=1.5, tol=level_tol, max_iter=max_iter)
-        problem = _CrossProblem(*(cloud[stalled] for cloud in (x, y, a, b)), max_bytes)
-        again, new_mean = problem.solve(None, eps[stalled], tol, max_iter, patient)
+        patient = _Annealing(start=1.0, factor=1.5, tol=level_tol, max_iter=options.max_iter)
+        problem = _CrossProblem(*(cloud[stalled] for cloud in (x, y, a, b)), options.memory)
+        again, new_mean = problem.solve(None, eps[stalled], options, patient)
         better = again.error < solved.error[stalled]
         rows = stalled[better]
-        mean[rows], solved.error[rows] = new_mean[better], again.error[better]
-        solved.potential[rows] = again.potential[better]
+        solved.potential[rows], solved.error[rows] = again.potential[better], again.error[better]
+        if options.projects:
+            mean[rows] = new_mean[better]
         solved = solved._replace(n_iterations=solved.n_iterations + again.n_iterations)
     return solved, mean
 
 
 def _solve_self(
-    x: Tensor, a: Tensor, f: Tensor | None, eps: Tensor, tol: float, max_iter: int, max_bytes: int
-) -> tuple[Potential, Tensor]:
+    x: Tensor, a: Tensor, f: Tensor | None, eps: Tensor, options: _Options
+) -> tuple[Potential, Tensor | None]:
     """Solve the symmetric problem by a relaxed fixed point, which contracts at any temperature."""
     center = _weighted_mean(x, a)
     x, log_a = x - center, _log_weights(a)
     if f is None:
         f = -eps / 4 * log_a  # half way between eps = 0 and eps = infinity
-    storage = DenseSelfPlan if fits(x, x, max_bytes) else StreamedSelfPlan
+    storage = DenseSelfPlan if options.memory.stores(x, x) else StreamedSelfPlan
     bias = (f - _half_square_norm(x)) / eps + log_a
-    plan = storage(x * eps.rsqrt()[..., None], bias, kernel_buffer(x, x, max_bytes))
+    plan = storage(x * eps.rsqrt()[..., None], bias, options.memory.buffer(x, x))
     u = torch.ones_like(a)
-    for iteration in range(1, max_iter + 1):  # noqa: B007
+    for iteration in range(1, options.max_iter + 1):  # noqa: B007
         marginal = plan.marginal(u)
         error = (marginal - a).abs().sum(-1)
         u = u * (SELF_RELAXATION * _log_ratio(a, marginal)).exp()
-        if float(error.max()) < tol:
+        if float(error.max()) < options.tol:
             break
-    f, mean = f + eps * u.log(), plan.project(u, x)
+    f, mean = f + eps * u.log(), plan.project(u, x) + center if options.projects else None
     if bool((a == 0).any()):  # rows without mass were not solved for: extend the others' potential
         blur = float(eps[0, 0]) ** 0.5
         f = extend_potential(x, x, f, a, blur=blur)
-        mean = barycentric_projection(x, x, f, a, blur=blur)
+        if options.projects:
+            mean = barycentric_projection(x, x, f, a, blur=blur) + center
     error = error.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return Potential(f, error, iteration), mean + center
+    return Potential(f, error, iteration), mean
 
 
 @torch.no_grad()
@@ -380,7 +396,8 @@ def cross_potential(
     tensor([[0.]])
     """
     a, b = weights_or_equal(x, a), weights_or_equal(y, b)
-    return _solve_cross(x, y, a, b, init, _temperature(y, blur), tol, max_iter, max_bytes)[0]
+    options = _Options(tol, max_iter, KernelMemory(max_bytes), projects=False)
+    return _solve_cross(x, y, a, b, init, _temperature(y, blur), options)[0]
 
 
 @torch.no_grad()
@@ -411,7 +428,8 @@ def self_potential(
     tensor([[0.3465, 0.3465]])
     """
     a = weights_or_equal(x, a)
-    return _solve_self(x, a, init, _temperature(x, blur), tol, max_iter, max_bytes)[0]
+    options = _Options(tol, max_iter, KernelMemory(max_bytes), projects=False)
+    return _solve_self(x, a, init, _temperature(x, blur), options)[0]
 
 
 def extend_potential(
@@ -448,13 +466,12 @@ def extend_potential(
     >>> extend_potential(query, y, torch.zeros(1, 1), blur=1.0)
     tensor([[0.5000, 2.0000]])
     """
-    query, keys, eps = _extension(query, y, g, b, blur)
+    query, keys, bias = _extension(query, y, g, b, blur)
     rows = []
     for block in row_blocks(query, keys):
-        entries, largest = scaled_exponentials(query[:, block], keys)
+        entries, largest = scaled_exponentials(query[:, block], keys, bias)
         rows.append(entries.sum(-1).log() + largest[..., 0])
-    norm = _half_square_norm(query[..., :-1])  # of the scaled query: already divided by eps
-    return eps * (norm - torch.cat(rows, 1))
+    return blur**2 * (_half_square_norm(query) - torch.cat(rows, 1))
 
 
 def barycentric_projection(
@@ -496,8 +513,7 @@ def plan_rows(
     -------
     Tensor of shape (B, q, m)
     """
-    query, keys, _ = _extension(query, y, g, b, blur)
-    return scaled_exponentials(query, keys)[0]
+    return scaled_exponentials(*_extension(query, y, g, b, blur))[0]
 
 
 @torch.no_grad()
@@ -541,23 +557,21 @@ def sinkhorn_velocity(
     True
     """
     a, b = weights_or_equal(x, a), weights_or_equal(y, b)
-    results = []
+    options, results = _Options(tol, max_iter, KernelMemory(max_bytes)), []
     for chunk in _problem_chunks(x, y, max_bytes):
         start = None if state is None else SinkhornState(*(_rows(s, chunk) for s in state))
-        solved = _solve_velocity(
-            x[chunk], y[chunk], a[chunk], b[chunk], blur, start, tol, max_iter, max_bytes
-        )
-        results.append(solved)
+        clouds = (points[chunk] for points in (x, y, a, b))
+        results.append(_solve_velocity(*clouds, blur, start, options))
     velocity, target, own, error, iterations = zip(*results, strict=True)
     state = SinkhornState(torch.cat(target), torch.cat(own))
     return SinkhornVelocity(torch.cat(velocity), state, torch.cat(error), max(iterations))
 
 
-def _solve_velocity(x, y, a, b, blur, state, tol, max_iter, max_bytes):
+def _solve_velocity(x, y, a, b, blur, state, options):
     eps = _temperature(y, blur)
     g, f = (None, None) if state is None else state
-    own, own_mean = _solve_self(x, a, f, eps, tol / 3, max_iter, max_bytes)
-    cross, target_mean = _solve_cross(x, y, a, b, g, eps, tol, max_iter, max_bytes)
+    own, own_mean = _solve_self(x, a, f, eps, options._replace(tol=options.tol / 3))
+    cross, target_mean = _solve_cross(x, y, a, b, g, eps, options)
     error = torch.maximum(own.error, cross.error)
     n_iterations = own.n_iterations + cross.n_iterations
     return target_mean - own_mean, cross.potential, own.potential, error, n_iterations
@@ -588,8 +602,8 @@ def _temperature(cloud: Tensor, blur: float) -> Tensor:
 
 
 def _extension(query, y, g, b, blur):
-    """Augmented queries and keys whose products are the exponents of the rows at new points."""
+    """Queries, keys and the keys' bias: ``<q_i, k_j> + bias_j`` are exponents at new points."""
     center = y.mean(1, keepdim=True)
-    eps, y = blur**2, y - center
-    bias = (g - _half_square_norm(y)) / eps + weights_or_equal(y, b).log()
-    return with_ones((query - center) / blur), with_column(y / blur, bias), eps
+    keys = (y - center) / blur
+    bias = g / blur**2 - _half_square_norm(keys) + weights_or_equal(y, b).log()
+    return (query - center) / blur, keys, bias

@@ -633,3 +633,23 @@ def test_tight_clusters_of_unequal_shares_are_transported_from_a_cold_start():
     torch.testing.assert_close(
         solved.velocity.mean(), torch.tensor(0.8).double(), rtol=0, atol=0.01
     )
+
+
+@pytest.mark.parametrize("storage", ["without room for products", "streamed"])
+def test_products_kept_across_temperatures_change_nothing(storage):
+    x, y = normal(2, 50, 70), 3 * normal(2, 40, 70, seed=1) + 1
+    kernel_bytes = 2 * 50 * 40 * 8
+    room = kernel_bytes if storage == "without room for products" else 1000
+    kept = cross_potential(x, y, blur=2.0, tol=1e-9)
+    other = cross_potential(x, y, blur=2.0, tol=1e-9, max_bytes=room)
+    torch.testing.assert_close(kept.potential, other.potential, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [kernels.NARROW, kernels.NARROW + 1, kernels.WIDE])
+def test_velocity_of_any_width_is_that_of_the_same_points_with_zeros_appended(d):
+    x, y = clouds(batch=2, d=d)
+    v = sinkhorn_velocity(x, y, blur=1.0, **TIGHT).velocity
+    x, y = (torch.nn.functional.pad(cloud, (0, 90)) for cloud in (x, y))
+    wide = sinkhorn_velocity(x, y, blur=1.0, **TIGHT).velocity
+    torch.testing.assert_close(wide[..., :d], v, rtol=0, atol=1e-7)
+    assert (wide[..., d:] == 0).all()
