@@ -48,8 +48,8 @@ from sknsgf.flow.trajectories import POOL_DTYPES, flow_step_sizes
 PAPER_STEP_SIZE = 0.2  # of the Sinkhorn phase in the paper's mode
 SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent mode
 CONTINUOUS_FEATURES = 256  # from this many on, phase one is learned at all times
-# Share of `max_iter` that phase one's network gets, by its times: the next phase makes up for it.
-SINKHORN_TRAINING = {"discrete": 0.2, "continuous": 0.5}
+# Share of `max_iter` that phase one's network gets: the next phase makes up for its errors.
+SINKHORN_TRAINING = {"velocity": 0.2, "endpoint": 0.5}
 N_PAIRS, MOST_PAIRINGS = 2**17, 128  # pairs of rows, in at most so many pairs of batches
 NETWORKS = {
     "consistent": ("sinkhorn", "straight"),
@@ -140,8 +140,8 @@ class NSGFPlusPlus(BaseFlow):
         the point that a step of size 1 would lead to. "auto" is "endpoint" from 16 features on.
     max_iter : int, default=10000
         Gradient steps of the training of each network; the network of the Sinkhorn phase, whose
-        errors the next phase makes up for, takes a fifth as many (half as many where it is learned
-        at all times: in consistent mode from 256 features on).
+        errors the next phase makes up for, takes a fifth as many, or half as many where it
+        predicts endpoints.
     batch_size : int, default=256
         Points of one gradient step.
     learning_rate_init : float or "auto", default="auto"
@@ -442,7 +442,7 @@ class NSGFPlusPlus(BaseFlow):
 
             flows = Simulation(self, X_source, X_target)
             time, step_sizes = self._sinkhorn_time(), self.step_sizes_
-            n_draws = ceil(SINKHORN_TRAINING[time] * self.max_iter)
+            n_draws = ceil(SINKHORN_TRAINING[self.prediction_] * self.max_iter)
             pools = make_pools(self, flows, task, time=time, n_draws=n_draws, step_sizes=step_sizes)
             learn("sinkhorn", "training", pools)
             pairs = PairSimulation(self, X_source, X_target, self._start_of_paths(learned))
