@@ -67,11 +67,12 @@ class NSGFSampler(BaseFlow):
     time : {"continuous", "discrete"}, default="continuous"
         Whether the network learns the field at all times, or only at the ``n_steps`` times of the
         particle scheme (as in [1]_; `method` must be "euler" with `n_steps` steps).
-    flow_batch_size : int, default=1024
+    flow_batch_size : int, default=2048
         Particles, and target rows, of one simulated flow. Larger is less biased and costs more. A
         smaller sample is used whole; ``fit(X)`` draws as many particles as it uses rows.
-    n_flows : int, default=128
-        Simulated flows.
+    n_flows : int or "auto", default="auto"
+        Simulated flows. "auto" moves 131,072 particles, in at most 128 flows; where both samples
+        are used whole, all flows would be the same, and it is one (two with early stopping).
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
         at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
@@ -160,6 +161,8 @@ class NSGFSampler(BaseFlow):
         Blur in units of the data.
     step_sizes_ : list of float
         Step sizes of the particle scheme.
+    n_flows_ : int
+        Flows that were simulated.
     solver_ : str
         The solver used.
     time_ : str
@@ -221,7 +224,7 @@ class NSGFSampler(BaseFlow):
         "step_size": [real(0, 1, closed="right"), options("auto")],
         "time": [options(*TIMES)],
         "flow_batch_size": [whole_number(2)],
-        "n_flows": [whole_number()],
+        "n_flows": [whole_number(), options("auto")],
         "solver": [options("auto", *SOLVERS)],
         "sinkhorn_tol": [real(0, closed="neither")],
         "sinkhorn_max_iter": [whole_number()],
@@ -270,8 +273,8 @@ class NSGFSampler(BaseFlow):
         n_steps=5,
         step_size="auto",
         time="continuous",
-        flow_batch_size=1024,
-        n_flows=128,
+        flow_batch_size=2048,
+        n_flows="auto",
         solver="auto",
         sinkhorn_tol=1e-2,
         sinkhorn_max_iter=200,

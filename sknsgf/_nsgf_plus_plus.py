@@ -16,6 +16,7 @@ from sknsgf._training import (
     PairSimulation,
     Simulation,
     continues,
+    count_batches,
     keep_rows,
     make_pools,
     resolve,
@@ -50,7 +51,6 @@ SINKHORN_SHARE = 0.7  # of the way, that the Sinkhorn phase goes in consistent m
 CONTINUOUS_FEATURES = 256  # from this many on, phase one is learned at all times
 # Share of `max_iter` that phase one's network gets: the next phase makes up for its errors.
 SINKHORN_TRAINING = {"velocity": 0.2, "endpoint": 0.5}
-N_PAIRS, MOST_PAIRINGS = 2**17, 128  # pairs of rows, in at most so many pairs of batches
 NETWORKS = {
     "consistent": ("sinkhorn", "straight"),
     "paper": ("sinkhorn", "straight", "transition"),
@@ -89,8 +89,9 @@ class NSGFPlusPlus(BaseFlow):
         Particles, and target rows, of one simulated flow. A few large steps average what the flows
         of different batches do, so larger is sharper, and costs more. A smaller sample is used
         whole; ``fit(X)`` draws as many particles as it uses rows.
-    n_flows : int, default=64
-        Simulated flows.
+    n_flows : int or "auto", default="auto"
+        Simulated flows. "auto" moves 131,072 particles, in at most 128 flows; where both samples
+        are used whole, all flows would be the same, and it is one (two with early stopping).
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
         at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
@@ -196,6 +197,8 @@ class NSGFPlusPlus(BaseFlow):
         Blur in units of the data.
     step_sizes_ : list of float
         Step sizes of the particle scheme.
+    n_flows_ : int
+        Flows that were simulated.
     solver_ : str
         The solver of the Sinkhorn phase.
     mode_, pairing_ : str
@@ -262,7 +265,7 @@ class NSGFPlusPlus(BaseFlow):
         "n_steps": [whole_number()],
         "step_size": [real(0, 1, closed="right"), options("auto")],
         "flow_batch_size": [whole_number(2)],
-        "n_flows": [whole_number()],
+        "n_flows": [whole_number(), options("auto")],
         "solver": [options("auto", *SOLVERS)],
         "sinkhorn_tol": [real(0, closed="neither")],
         "sinkhorn_max_iter": [whole_number()],
@@ -317,7 +320,7 @@ class NSGFPlusPlus(BaseFlow):
         n_steps=1,
         step_size="auto",
         flow_batch_size=2048,
-        n_flows=64,
+        n_flows="auto",
         solver="auto",
         sinkhorn_tol=1e-2,
         sinkhorn_max_iter=200,
@@ -485,10 +488,8 @@ class NSGFPlusPlus(BaseFlow):
         self.mode_, self.pairing_ = self.mode, self.pairing
         if self.pairing == "auto":
             self.pairing_ = "independent" if paper else "sinkhorn"
-        self.n_pairings_ = self.n_pairings
-        if self.n_pairings == "auto":
-            rows = min(self.pairing_size, len(X_target))
-            self.n_pairings_ = min(max(2, ceil(N_PAIRS / rows)), MOST_PAIRINGS)
+        pairing = self.n_pairings, self.pairing_size
+        self.n_pairings_ = count_batches(*pairing, X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)
 

@@ -220,6 +220,7 @@ FLOW_ATTRIBUTES = {  # of every flow estimator
     "scale_": POSITIVE,
     "blur_": POSITIVE,
     "step_sizes_": STEP_SIZES,
+    "n_flows_": whole(),
     "solver_": one_of(*SOLVERS),
     "sinkhorn_error_": ERROR,
     "learning_rate_init_": POSITIVE,

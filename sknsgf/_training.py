@@ -52,14 +52,15 @@ logger = logging.getLogger(__name__)
 KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
 ENDPOINT_FEATURES = 16  # from this many features on, endpoints are learned better than velocities
 LEARNING_RATES = {"velocity": 4e-3, "endpoint": 2e-3}
+POOL_ROWS, MOST_BATCHES = 2**17, 128  # of an automatic number of batches
 VALIDATION_POINTS = 8_192  # points of the held-out flows that early stopping looks at
 
 
 def resolve(estimator, X_source, X_target):
     """Turn parameters and the samples' moments into what a fit uses.
 
-    Sets `device_`, `source_mean_`, `source_std_`, `center_`, `scale_`, `blur_`, `prediction_` and
-    `learning_rate_init_`.
+    Sets `device_`, `source_mean_`, `source_std_`, `center_`, `scale_`, `blur_`, `n_flows_`,
+    `prediction_` and `learning_rate_init_`.
     """
     estimator.device_ = resolve_device(estimator.device)
     moments = mean_and_variance(X_target)
@@ -71,12 +72,30 @@ def resolve(estimator, X_source, X_target):
     n_features = len(estimator.center_)
     blur = reference_blur(n_features) if estimator.blur == "auto" else estimator.blur
     estimator.blur_ = estimator.scale_ * blur
+    estimator.n_flows_ = count_flows(estimator, X_source, X_target)
     estimator.prediction_ = estimator.prediction
     if estimator.prediction == "auto":
         estimator.prediction_ = "endpoint" if n_features >= ENDPOINT_FEATURES else "velocity"
     estimator.learning_rate_init_ = estimator.learning_rate_init
     if estimator.learning_rate_init == "auto":
         estimator.learning_rate_init_ = LEARNING_RATES[estimator.prediction_]
+
+
+def count_flows(estimator, X_source, X_target):
+    """Number of flows: where both samples are used whole, all flows are the same one."""
+    size = estimator.flow_batch_size
+    if X_source is None or size < max(len(X_source), len(X_target)):
+        return count_batches(estimator.n_flows, size, X_source, X_target)
+    same = 2 if estimator.early_stopping else 1  # one is held out
+    return same if estimator.n_flows == "auto" else estimator.n_flows
+
+
+def count_batches(n_batches, size, X_source, X_target):
+    """Number of batches of a size; "auto" makes enough rows in all."""
+    if n_batches != "auto":
+        return n_batches
+    n_rows = min(size, len(X_target if X_source is None else X_source))
+    return min(max(2, ceil(POOL_ROWS / n_rows)), MOST_BATCHES)  # one may be held out
 
 
 def continues(estimator):
@@ -109,7 +128,7 @@ class Simulation:
     counted = "n_flows, n_steps or flow_batch_size"  # what makes it large
 
     def __init__(self, estimator, X_source, X_target):
-        n_flows, n_features = estimator.n_flows, len(estimator.center_)
+        n_flows, n_features = estimator.n_flows_, len(estimator.center_)
         self.estimator = estimator
         self.particles, self.targets = minibatches(
             estimator, X_source, X_target, estimator.flow_batch_size, n_flows, ("source", "target")

@@ -195,6 +195,24 @@ def test_early_stopping_ends_each_training_when_its_held_out_loss_stays(estimato
         assert min(validation_losses) > 0
 
 
+@pytest.mark.parametrize(
+    ("n_source", "n_target", "options", "n_flows"),
+    [
+        (50, 40, {}, 1),  # all flows are the same
+        (50, 40, {"early_stopping": True}, 2),
+        (50, 70, {}, 128),
+        (5000, 40, {"flow_batch_size": 4096}, 32),
+        (50, 40, {"n_flows": 3}, 3),
+    ],
+)
+def test_flows_are_as_many_as_make_enough_trajectories(n_source, n_target, options, n_flows):
+    rows = np.random.default_rng(0).normal(size=(n_source + n_target, 2))
+    settings = {"flow_batch_size": 64, "n_flows": "auto", "n_steps": 1, "max_iter": 1}
+    flow = NSGFSampler(blur=10.0, random_state=0, **settings | options)
+    flow.fit(rows[:n_source], rows[n_source:])
+    assert flow.n_flows_ == n_flows
+
+
 @pytest.mark.parametrize("name", ["n_flows", "n_pairings"])
 def test_early_stopping_with_one_batch_raises(name):
     message = f"^early_stopping=True of NSGFPlusPlus holds out .* needs {name} of at least 2. Got"
