@@ -41,7 +41,7 @@ N_COMPONENTS = 30
 TYPES = ("A", "B", "C", "D")
 SHARES = (0.4, 0.3, 0.2, 0.1)
 DEPTH = 5_000
-N_FLOWS = 32
+N_FLOWS = 16
 TRAINING_STEPS = 2_000
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # of the types
 

@@ -26,7 +26,7 @@ from sknsgf.plotting import FlowDisplay
 
 N_SOURCE = 4_000
 N_TARGET = 3_000
-N_FLOWS = 64  # simulated flows that the network learns from
+N_FLOWS = 32  # simulated flows that the network learns from
 TRAINING_STEPS = 4_000
 N_DRAWN = 1_000  # rows of a sample in a picture
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#808080"
@@ -48,7 +48,7 @@ plt.show()
 # ---
 #
 # ``fit`` simulates the Sinkhorn gradient flow, which moves batches of the source to the target, and
-# trains a network on the velocities of the rows on their way. By default it simulates 128 such
+# trains a network on the velocities of the rows on their way. By default it simulates 64 such
 # flows and takes 6,000 gradient steps; fewer are enough here.
 
 flow = NSGFSampler(n_flows=N_FLOWS, max_iter=TRAINING_STEPS, random_state=0, n_jobs=-1)

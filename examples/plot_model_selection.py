@@ -38,9 +38,9 @@ N_TARGET = 1_500
 N_HELD_OUT = 3_000
 BLURS = (0.1, 0.3, 1.0)
 SIZES = (8, 32, 128)  # units of each of the three hidden layers
-N_FLOWS = 8  # few, for a quick search
+N_FLOWS = 4  # few, for a quick search
 TRAINING_STEPS = 400
-N_FINAL_FLOWS = 48
+N_FINAL_FLOWS = 24
 FINAL_STEPS = 8_000  # at most
 UNITS = np.array([1.0, 100.0])
 

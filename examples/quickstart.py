@@ -62,7 +62,7 @@ def main(path):
     # The sky is one dense cloud of similar colours; no colour of the flower is as frequent. A sharp
     # blur (try 0.1) tears it along the blocks of the JPEG file to match every frequency; a wide one
     # spreads it over a gradient of colours, at the price of a larger divergence.
-    flow = NSGFSampler(blur=1.3, n_flows=64, max_iter=4_000, random_state=0, n_jobs=-1)
+    flow = NSGFSampler(blur=1.3, n_flows=32, max_iter=4_000, random_state=0, n_jobs=-1)
     flow.fit(rng.permutation(source)[:N_FIT], rng.permutation(target)[:N_FIT])
     fitted = perf_counter()
     moved = flow.transform(source)
