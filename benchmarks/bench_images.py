@@ -24,7 +24,7 @@ from time import process_time
 from typing import NamedTuple
 
 import numpy as np
-from image_data import DataMissingError, load_images
+from image_data import load_images
 from image_quality import (
     ImageClassifier,
     class_balance,
@@ -33,6 +33,7 @@ from image_quality import (
     nearest_distance,
 )
 from memory import peak_memory, reset_peak
+from packages import DataMissingError
 from peers import HAS_TORCHCFM, FlowMatching
 from results import publish
 

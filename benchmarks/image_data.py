@@ -8,22 +8,15 @@ two vendors, as sheets of small pictures. CIFAR-10 is in no package: it is read 
 """
 
 import gzip
-import hashlib
 import json
-import os
 import pickle
-import re
-import subprocess
-import tarfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from packages import DataMissingError, Package, local_folder
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-
-CACHE = Path.home() / ".cache" / "sknsgf"
 
 
 class Images(NamedTuple):
@@ -34,19 +27,6 @@ class Images(NamedTuple):
     X_test: np.ndarray
     y_test: np.ndarray
     image_shape: tuple
-
-
-class Package(NamedTuple):
-    """Where a data set can be fetched: a command, the file it writes, its SHA-256, its folder.
-
-    Only files of an archive whose names match `wanted` are unpacked.
-    """
-
-    fetch: list
-    file: str
-    sha256: str
-    folder: str
-    wanted: str = ""
 
 
 def _emoji_package(vendor, sha256):
@@ -82,10 +62,6 @@ PACKAGES = {
 EMOJI_SIZE, EMOJI_CELL = 32, 34  # pixels of a picture, and of its cell on the sheet
 
 
-class DataMissingError(Exception):
-    """A data set is neither here nor to be had."""
-
-
 def load_images(name):
     """Load a data set by its name in PACKAGES, "digits", "emoji" or "cifar10".
 
@@ -96,8 +72,8 @@ def load_images(name):
     if name == "emoji":
         return _load_emoji()
     if name == "cifar10":
-        return _load_cifar10(_local_folder("cifar-10-batches-py"))
-    folder = _local_folder(name) or _cached_folder(name)
+        return _load_cifar10(local_folder("cifar-10-batches-py"))
+    folder = PACKAGES[name].path(name)
     parts = {}
     for part, stem in {"train": "train", "test": "t10k"}.items():
         images = _read_idx(folder, f"{stem}-images")
@@ -131,7 +107,7 @@ def _load_emoji():
 def _read_emoji(vendor):
     """Pictures (3, 32, 32) of a vendor by code and group, in front of white."""
     name = f"emoji-{vendor}"
-    folder = _local_folder(name) or _cached_folder(name)
+    folder = PACKAGES[name].path(name)
     with Image.open(folder / "img" / vendor / "sheets-clean" / "32.png") as sheet:
         colours = sheet.convert("RGBA")
     white = Image.new("RGBA", colours.size, "white")
@@ -159,43 +135,6 @@ def _load_cifar10(folder):
 def _rows(images, largest):
     """Flatten images with values from 0 to `largest` and scale them to [-1, 1]."""
     return images.reshape(len(images), -1).astype(np.float32) * np.float32(2 / largest) - 1
-
-
-def _local_folder(name):
-    """Folder of a data set in the user's data, or None."""
-    folder = Path(os.environ.get("SKNSGF_DATA", "")) / name
-    return folder if "SKNSGF_DATA" in os.environ and folder.is_dir() else None
-
-
-def _cached_folder(name):
-    """Folder of a data set in the cache, fetched when it is not there yet."""
-    cache, package = CACHE / name, PACKAGES[name]
-    if not (cache / package.folder).is_dir():
-        _fetch(name, cache, package)
-    return cache / package.folder
-
-
-def _fetch(name, cache, package):
-    cache.mkdir(parents=True, exist_ok=True)
-    command, path = " ".join(package.fetch), cache / package.file
-    try:
-        if not path.exists():
-            subprocess.run(package.fetch, cwd=cache, check=True, capture_output=True)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != package.sha256:
-            raise DataMissingError(f"{name}: SHA-256 of {path} is {found}, not {package.sha256}")
-        _unpack(path, cache, package.wanted)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise DataMissingError(f"{name}: not in SKNSGF_DATA, and `{command}` failed") from error
-
-
-def _unpack(path, folder, wanted):
-    if path.suffix == ".deb":
-        subprocess.run(["dpkg-deb", "-x", path, folder], check=True, capture_output=True)
-        return
-    with tarfile.open(path) as archive:
-        members = [member for member in archive if re.match(wanted, member.name)]
-        archive.extractall(folder, members, filter="data")
 
 
 def _read_idx(folder, stem):
