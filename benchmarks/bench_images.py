@@ -39,7 +39,7 @@ from results import publish
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
 
-DATA = ("digits", "mnist", "fashion-mnist", "emoji", "cifar10")
+DATA = ("digits", "mnist", "fashion-mnist", "patches", "emoji", "cifar10")
 EVALUATIONS = (1, 2, 5, 10, 50)
 CLOSE_LOOK = 10  # evaluations whose images are looked at in more ways than one
 N_GENERATED = 10_000

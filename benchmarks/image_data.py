@@ -1,21 +1,23 @@
 """Real image data by name, as flat float32 rows in [-1, 1].
 
-The digits come with scikit-learn. MNIST and Fashion-MNIST are looked for in the folder that the
-environment variable SKNSGF_DATA names, and else fetched once, as a package from its registry, into
-``~/.cache/sknsgf``: each as the four files of http://yann.lecun.com/exdb/mnist/. So are emoji of
-two vendors, as sheets of small pictures. CIFAR-10 is in no package: it is read from
-``cifar-10-batches-py`` in SKNSGF_DATA.
+The digits come with scikit-learn, and so do two photos, of which patches are cut. MNIST and
+Fashion-MNIST are looked for in the folder that the environment variable SKNSGF_DATA names, and else
+fetched once, as a package from its registry, into ``~/.cache/sknsgf``: each as the four files of
+http://yann.lecun.com/exdb/mnist/. So are emoji of two vendors, as sheets of small pictures.
+CIFAR-10 is in no package: it is read from ``cifar-10-batches-py`` in SKNSGF_DATA.
 """
 
 import gzip
 import json
 import pickle
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from packages import DataMissingError, Package, local_folder
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
+from sklearn.feature_extraction.image import extract_patches_2d
 from sklearn.model_selection import train_test_split
 
 
@@ -59,16 +61,19 @@ PACKAGES = {
         "google", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
     ),
 }
+N_PATCHES = 5_000  # of each half of a photo
 EMOJI_SIZE, EMOJI_CELL = 32, 34  # pixels of a picture, and of its cell on the sheet
 
 
 def load_images(name):
-    """Load a data set by its name in PACKAGES, "digits", "emoji" or "cifar10".
+    """Load a data set by its name in PACKAGES, "digits", "patches", "emoji" or "cifar10".
 
     A DataMissingError says what to do.
     """
     if name == "digits":
         return _load_digits()
+    if name == "patches":
+        return _load_patches()
     if name == "emoji":
         return _load_emoji()
     if name == "cifar10":
@@ -88,6 +93,19 @@ def _load_digits():
         _rows(X, 16), y, test_size=0.5, stratify=y, random_state=0
     )
     return Images(X_train, y_train, X_test, y_test, (1, 8, 8))
+
+
+def _load_patches():
+    """Patches of two photos, a class each; of their left halves for training, right for testing."""
+    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    parts = []
+    for side in range(2):
+        halves = [np.array_split(photo, 2, axis=1)[side] for photo in photos]
+        cut = partial(extract_patches_2d, patch_size=(32, 32), max_patches=N_PATCHES)
+        pictures = np.concatenate([cut(half, random_state=0) for half in halves])
+        labels = np.repeat(range(len(photos)), N_PATCHES)
+        parts += [_rows(pictures.transpose(0, 3, 1, 2), 255), labels]
+    return Images(*parts, (3, 32, 32))
 
 
 def _load_emoji():
