@@ -25,7 +25,8 @@ CHEAP = {
     "flow_batch_size": 64,
     "random_state": 0,
 }
-DOUBLE = {**CHEAP, "n_pairings": 4, "pairing_size": 64}
+# Endpoints, so that the first training has more than one part.
+DOUBLE = {**CHEAP, "n_pairings": 4, "pairing_size": 64, "prediction": "endpoint"}
 SINGLE = NSGFSampler(**CHEAP)
 FLOWS = {
     "NSGFSampler": SINGLE,
