@@ -18,13 +18,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from argparse import ArgumentParser
 from functools import partial
 from itertools import product
-from statistics import mean, stdev
 from time import process_time
 
 from adaptation_data import digits_shift, instrument_shift, whole_digits_shift
 from adaptation_peers import MomentMatching, PotTransport, Unadapted
 from ot.da import EMDTransport, MappingTransport, SinkhornLpl1Transport, SinkhornTransport
-from results import publish
+from results import publish, summary
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -103,12 +102,6 @@ def measure(contender, shift, seed):
     else:
         figures = list(scores(*make_transports(seed)[contender], shift))
     return [process_time() - start, *figures]
-
-
-def summary(values, digits):
-    """Mean and, of several values, standard deviation."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
 
 
 def main():

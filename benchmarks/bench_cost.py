@@ -62,11 +62,7 @@ def measure(kind, *, rows, features, minibatch, **options):
     before, start = peak_memory(), process_time()
     flow.fit(X_source, X_target)
     seconds, memory = process_time() - start, peak_memory() - before
-    costs = {
-        name: sum(clock.seconds.get(stage, 0.0) for stage in stages)
-        for name, stages in STAGES.items()
-    }
-    return costs | {"fit (CPU s)": seconds, "memory (MB)": memory}
+    return clock.totals(STAGES) | {"fit (CPU s)": seconds, "memory (MB)": memory}
 
 
 def in_a_fresh_process(kind, sizes):

@@ -17,24 +17,24 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from argparse import ArgumentParser
 from functools import partial
-from statistics import mean, stdev
 from time import process_time
 
 import numpy as np
 import ot
 from dimension_data import Census, Mixtures, noise_to_cells
 from packages import DataMissingError
-from peers import HAS_TORCHCFM, FlowMatching
-from results import publish
+from peers import HAS_TORCHCFM, FlowMatching, follow
+from results import publish, summary
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
+from sknsgf._nsgf_plus_plus import SINKHORN_TRAINING
+from sknsgf._training import ENDPOINT_FEATURES, LEARNING_RATES
 from sknsgf.metrics import energy_distance
 
 N_STEPS = 4_500  # gradient steps in total
-MANY = 16  # features, from which on our estimators predict endpoints
 FLOWS = {"flow_batch_size": 1024, "n_flows": 128}  # the defaults when this was first measured
 PAIRS = {"flow_batch_size": 2048, "n_flows": 64, "pairing_size": 2048, "n_pairings": 128}
 EVALUATIONS = (2, 10, 100)
@@ -62,36 +62,28 @@ def moment_matching(X_source, X_target, seed):
 
 def sampler(X_source, X_target, seed):
     """Fit an NSGFSampler."""
-    flow = NSGFSampler(max_iter=N_STEPS, random_state=seed, **FLOWS).fit(X_source, X_target)
-
-    def carry(X, n_evaluations):
-        flow.n_integration_steps_ = n_evaluations
-        return flow.transform(X)
-
-    return carry
+    flow = NSGFSampler(max_iter=N_STEPS, random_state=seed, **FLOWS)
+    return partial(follow, flow.fit(X_source, X_target))
 
 
 def two_phases(X_source, X_target, seed):
     """Fit an NSGFPlusPlus."""
-    share = 2 / 3 if X_source.shape[1] >= MANY else 5 / 6  # of the steps, for its second network
-    flow = NSGFPlusPlus(max_iter=int(share * N_STEPS), random_state=seed, **PAIRS)
-    flow.fit(X_source, X_target)
-
-    def carry(X, n_evaluations):
-        flow.n_straight_steps_ = n_evaluations - len(flow.step_sizes_)
-        return flow.transform(X)
-
-    return carry
+    first = SINKHORN_TRAINING[predicted(X_source)]  # share of `max_iter` for the first network
+    flow = NSGFPlusPlus(max_iter=int(N_STEPS / (1 + first)), random_state=seed, **PAIRS)
+    return partial(follow, flow.fit(X_source, X_target))
 
 
 def ot_cfm(X_source, X_target, seed):
     """Fit OT-CFM, with the prediction and the learning rate that our estimators take."""
-    kind = (
-        {"prediction": "endpoint", "learning_rate_init": 2e-3} if X_source.shape[1] >= MANY else {}
-    )
-    return (
-        FlowMatching(max_iter=N_STEPS, random_state=seed, **kind).fit(X_source, X_target).transform
-    )
+    prediction = predicted(X_source)
+    kind = {"prediction": prediction, "learning_rate_init": LEARNING_RATES[prediction]}
+    flow = FlowMatching(max_iter=N_STEPS, random_state=seed, **kind)
+    return partial(follow, flow.fit(X_source, X_target))
+
+
+def predicted(X):
+    """What our estimators predict in as many features."""
+    return "endpoint" if X.shape[1] >= ENDPOINT_FEATURES else "velocity"
 
 
 CONTENDERS = {
@@ -183,20 +175,11 @@ def measure(contender, pair, look, seed):
     return {"fit (CPU s)": process_time() - start} | look(pair, carry)
 
 
-def summary(name, values):
-    """Mean and, of several values, standard deviation: seconds to 0.1, others to three digits."""
-    digits = 1
-    if not name.startswith("fit"):
-        digits = max(0, 2 - int(np.floor(np.log10(max(abs(mean(values)), 1e-3)))))
-    text = f"{mean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {stdev(values):.{digits}f}"
-
-
 def table_row(name, runs):
     """What a table says of several runs."""
     row = {"map": name}
     for key in runs[0]:
-        row[key] = summary(key, [run[key] for run in runs])
+        row[key] = summary([run[key] for run in runs], 1 if key.startswith("fit") else None)
     print(*row.values(), sep="  ", flush=True)
     return row
 

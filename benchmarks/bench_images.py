@@ -19,7 +19,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from argparse import ArgumentParser
-from statistics import mean, stdev
 from time import process_time
 from typing import NamedTuple
 
@@ -34,8 +33,8 @@ from image_quality import (
 )
 from memory import peak_memory, reset_peak
 from packages import DataMissingError
-from peers import HAS_TORCHCFM, FlowMatching
-from results import publish
+from peers import HAS_TORCHCFM, FlowMatching, follow
+from results import publish, summary
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
 
@@ -79,17 +78,6 @@ def fit(flow, X):
     return flow.fit(None, X) if isinstance(flow, FlowMatching) else flow.fit(X)
 
 
-def generate(flow, noise, n_evaluations):
-    """Carry noise along the flow with a number of network evaluations."""
-    if isinstance(flow, FlowMatching):
-        return flow.transform(noise, n_evaluations)
-    if isinstance(flow, NSGFSampler):
-        flow.n_integration_steps_ = n_evaluations
-    else:
-        flow.n_straight_steps_ = n_evaluations - len(flow.step_sizes_)
-    return flow.transform(noise)
-
-
 class Judge(NamedTuple):
     """A data set and the classifier that looks at generated images of its kind."""
 
@@ -130,7 +118,7 @@ def measure(flow, judge, seed):
     fit(flow, judge.images.X_train)
     row = {"fit (CPU s)": process_time() - start, "memory (MB)": peak_memory() - held}
     noise = judge.noise(1_000 + seed)
-    generated = {n: generate(flow, noise, n) for n in EVALUATIONS}
+    generated = {n: follow(flow, noise, n) for n in EVALUATIONS}
     row |= {f"Frechet, {n} eval.": judge.frechet(X) for n, X in generated.items()}
     return row | judge.look(generated[CLOSE_LOOK])
 
@@ -145,13 +133,6 @@ def floor(judge):
         **{f"Frechet, {n} eval.": distance for n in EVALUATIONS},
         **{name: f"{value:.3g}" for name, value in judge.look(X_test).items()},
     }
-
-
-def summary(values):
-    """Mean and, of several values, standard deviation, to three digits of the mean."""
-    digits = max(0, 2 - int(np.floor(np.log10(max(abs(mean(values)), 1e-3)))))
-    text = f"{mean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {stdev(values):.{digits}f}"
 
 
 def compare(name, seeds, n_steps):

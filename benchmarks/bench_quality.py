@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import csv
 from argparse import ArgumentParser
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 from time import process_time
 
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ import ot
 from joblib import Parallel, delayed
 from matplotlib.ticker import FixedLocator, NullLocator
 from memory import peak_memory, reset_peak
-from peers import HAS_TORCHCFM, FlowMatching, PlanMap
-from results import PAGE, RESULTS, publish
+from peers import HAS_TORCHCFM, FlowMatching, PlanMap, fixed_evaluations, follow
+from results import PAGE, RESULTS, publish, summary
 from stages import StageClock
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
@@ -82,17 +82,11 @@ def transported(flow, rows, n_evaluations):
     """Rows at the end of the flow, or None if it can't be followed by so few evaluations."""
     if isinstance(flow, PlanMap):
         return flow.transform(rows) if n_evaluations == EVALUATIONS[0] else None
-    if isinstance(flow, FlowMatching):
-        return flow.transform(rows, n_evaluations)
-    if isinstance(flow, NSGFSampler):
-        if flow.time_ == "discrete" and n_evaluations != flow.n_steps:
-            return None
-        flow.n_integration_steps_ = n_evaluations
-        return flow.transform(rows)
-    flow.n_straight_steps_ = 1
-    fixed = flow.n_evaluations_ - 1
-    flow.n_straight_steps_ = n_evaluations - fixed
-    return flow.transform(rows) if n_evaluations > fixed else None
+    if isinstance(flow, NSGFSampler) and flow.time_ == "discrete":
+        possible = n_evaluations == flow.n_steps
+    else:
+        possible = not isinstance(flow, NSGFPlusPlus) or n_evaluations > fixed_evaluations(flow)
+    return follow(flow, rows, n_evaluations) if possible else None
 
 
 def sliced_distance(X, Y):
@@ -112,9 +106,7 @@ def fit(flow, X_source, X_target):
     held, start = peak_memory(), process_time()
     flow.fit(X_source, X_target)
     row = {"fit (s)": process_time() - start, "memory (MB)": peak_memory() - held}
-    for name, stages in STAGES.items():
-        row[name] = sum(clock.seconds.get(stage, 0.0) for stage in stages) or None
-    return row
+    return row | {name: seconds or None for name, seconds in clock.totals(STAGES).items()}
 
 
 def measure(contender, pair, seed):
@@ -161,15 +153,6 @@ def add_run(run):
         writer.writerow(run)
 
 
-def summary(values, digits):
-    """Mean and, of several values, standard deviation; nothing where there are none."""
-    values = [value for value in values if value is not None]
-    if not values:
-        return ""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
-
-
 def select(runs, **wanted):
     """Runs with these values."""
     return [run for run in runs if all(run[key] == value for key, value in wanted.items())]
@@ -182,14 +165,14 @@ def distance_table(runs, name):
         chosen = select(runs, pair=pair, flow=flow)
         if not chosen:
             continue
-        row = {"pair": pair, "flow": flow}
+        row, digits = {"pair": pair, "flow": flow}, 3 if name == "W2" else 4
         for n in EVALUATIONS:
             values = [run[f"{name}, {n}"] for run in chosen]
             if name != "W2":
                 floors = [run[f"{name}, floor"] for run in chosen]
                 values = [v and v - floor for v, floor in zip(values, floors, strict=True)]
-            row[f"{n} eval."] = summary(values, 3 if name == "W2" else 4)
-        row["floor"] = summary([run[f"{name}, floor"] for run in chosen], 3 if name == "W2" else 4)
+            row[f"{n} eval."] = summary(values, digits)
+        row["floor"] = summary([run[f"{name}, floor"] for run in chosen], digits)
         if name == "W2":
             row["variance ratio"] = summary([run["variance ratio"] for run in chosen], 3)
         rows.append(row)
@@ -228,7 +211,8 @@ def draw(runs):
             axis.set_minor_locator(NullLocator())
     axes[0, 0].set_ylabel("W2")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    figure.savefig(PAGE.parent / "images" / "quality.svg", metadata={"Date": None})
+    with plt.rc_context({"svg.hashsalt": "quality"}):  # the same figure again is the same file
+        figure.savefig(PAGE.parent / "images" / "quality.svg", metadata={"Date": None})
 
 
 def report(runs):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from ot.da import SinkhornTransport
 
+from sknsgf import NSGFSampler
 from sknsgf.flow.integration import integrate
 from sknsgf.flow.networks import build_network, velocity_field
 from sknsgf.flow.regression import fit_regression
@@ -79,6 +80,23 @@ class FlowMatching:
 
     def _to_tensor(self, X):
         return torch.tensor((X - self.center) / self.scale, dtype=torch.float32)
+
+
+def follow(flow, rows, n_evaluations):
+    """Carry rows along a fitted flow with a number of network evaluations, without another fit."""
+    if isinstance(flow, FlowMatching):
+        return flow.transform(rows, n_evaluations)
+    if isinstance(flow, NSGFSampler):
+        flow.n_integration_steps_ = n_evaluations
+    else:
+        flow.n_straight_steps_ = n_evaluations - fixed_evaluations(flow)
+    return flow.transform(rows)
+
+
+def fixed_evaluations(flow):
+    """Evaluations that an NSGFPlusPlus takes besides those of its straight steps."""
+    flow.n_straight_steps_ = 1
+    return flow.n_evaluations_ - 1
 
 
 class PlanMap:

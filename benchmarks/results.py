@@ -1,14 +1,30 @@
 """Where benchmarks put their results: csv files, and tables in the docs generated from them."""
 
 import csv
+import math
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import mean, stdev
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PACKAGES = ("sknsgf", "torch", "numpy", "scikit-learn", "POT", "geomloss", "ott-jax", "jax")
+
+
+def summary(values, digits=None):
+    """Mean and, of several values, standard deviation; None does not count, nothing is blank.
+
+    Without a number of `digits` after the point there are three of the mean's in all.
+    """
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    if digits is None:
+        digits = max(0, 2 - math.floor(math.log10(max(abs(mean(values)), 1e-3))))
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def processor():

@@ -23,5 +23,12 @@ class StageClock:
             spent = process_time() - self.start
             self.seconds[context.task_name] = self.seconds.get(context.task_name, 0.0) + spent
 
+    def totals(self, groups):
+        """Seconds of groups of stages, by name."""
+        return {
+            name: sum(self.seconds.get(stage, 0.0) for stage in stages)
+            for name, stages in groups.items()
+        }
+
     def teardown(self, estimator, context):
         """Nothing to do."""
