@@ -488,8 +488,7 @@ class NSGFPlusPlus(BaseFlow):
         self.mode_, self.pairing_ = self.mode, self.pairing
         if self.pairing == "auto":
             self.pairing_ = "independent" if paper else "sinkhorn"
-        pairing = self.n_pairings, self.pairing_size
-        self.n_pairings_ = count_batches(*pairing, X_source, X_target)
+        self.n_pairings_ = count_batches(self.n_pairings, self.pairing_size, X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)
 

@@ -82,12 +82,12 @@ def resolve(estimator, X_source, X_target):
 
 
 def count_flows(estimator, X_source, X_target):
-    """Number of flows: where both samples are used whole, all flows are the same one."""
+    """Number of flows; "auto" is one, or two to hold one out, where all would be the same."""
     size = estimator.flow_batch_size
-    if X_source is None or size < max(len(X_source), len(X_target)):
-        return count_batches(estimator.n_flows, size, X_source, X_target)
-    same = 2 if estimator.early_stopping else 1  # one is held out
-    return same if estimator.n_flows == "auto" else estimator.n_flows
+    used_whole = X_source is not None and max(len(X_source), len(X_target)) <= size
+    if estimator.n_flows == "auto" and used_whole:
+        return 2 if estimator.early_stopping else 1
+    return count_batches(estimator.n_flows, size, X_source, X_target)
 
 
 def count_batches(n_batches, size, X_source, X_target):
