@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from sknsgf import datasets, metrics, plotting
 from sknsgf._adapter import TransportAdapter
+from sknsgf._distributed import distributed
 from sknsgf._nsgf import NSGFSampler
 from sknsgf._nsgf_plus_plus import NSGFPlusPlus
 from sknsgf._persistence import load
@@ -14,6 +15,7 @@ __all__ = [
     "TransportAdapter",
     "__version__",
     "datasets",
+    "distributed",
     "load",
     "metrics",
     "plotting",

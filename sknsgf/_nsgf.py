@@ -1,18 +1,19 @@
 """Neural Sinkhorn gradient flow as a scikit-learn estimator."""
 
+import os
 from functools import partial
 from numbers import Integral
 
 from sknsgf._base import BaseFlow
 from sknsgf._callbacks import Training, fit_task
+from sknsgf._checkpoint import Checkpoint
 from sknsgf._persistence import persistent
+from sknsgf._simulation import Simulation, make_pools
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
 from sknsgf._training import (
-    Simulation,
     continues,
     keep_rows,
-    make_pools,
     resolve,
     start_network,
     train_on_pools,
@@ -81,13 +82,17 @@ class NSGFSampler(BaseFlow):
     sinkhorn_max_iter : int, default=200
         Bound on these iterations at each step and temperature (a solve that stalls is cooled down
         slowly); a warning says when it was too low.
-    pool : {"memory", "online"}, default="memory"
-        "memory" simulates all flows before training. "online" simulates them in parts that fit in
-        `max_pool_size`, and trains on each for an equal share of the gradient steps.
+    pool : {"memory", "memmap", "online"}, default="memory"
+        What to do with simulated positions that take more than `max_pool_size`: "memory" raises,
+        "memmap" puts them in a nameless file on disk, which is gone with the fit, however it ends,
+        and "online" simulates them in parts, trains on each for an equal share of the gradient
+        steps, and discards it.
     pool_dtype : {"float32", "float16"}, default="float32"
         Precision that simulated positions are stored in; float16 halves their memory.
     max_pool_size : float, default=2048
         Memory for simulated positions, in MB.
+    pool_directory : str, os.PathLike or None, default=None
+        Folder for what ``pool="memmap"`` puts on disk; None is the system's for temporary files.
     network : {"mlp", "unet"} or callable, default="mlp"
         "unet" is a convolutional network for rows that are images. A callable builds your own
         :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
@@ -137,6 +142,13 @@ class NSGFSampler(BaseFlow):
         Steps of the integration; None takes 10, or `n_steps` for discrete time.
     warm_start : bool, default=False
         Start training from the weights, and in the units (`center_`, `scale_`), of the last fit.
+    checkpoint : str, os.PathLike or None, default=None
+        Folder where `fit` keeps what it has done. A fit that was killed, called again with the same
+        parameters and data, goes on from there and ends with the same result, bit by bit; other
+        parameters or data are refused. A fit that ends removes the folder.
+    checkpoint_every : int, default=1000
+        Gradient steps between two checkpoints, rounded up to a hundred. Only used with
+        `checkpoint`; simulated flows are kept as they come.
     random_state : int, RandomState instance or None, default=None
         Determines minibatches, weights and batches. The same int gives the same fit, bit by bit,
         on the same machine.
@@ -171,6 +183,8 @@ class NSGFSampler(BaseFlow):
         Learning rate at the start.
     prediction_ : str
         What the network predicts.
+    seed_ : int
+        Number that, as `random_state`, makes this fit again; of use where that was None.
     device_ : str
         Where the flow was simulated and trained, and is evaluated if that device is there.
     sinkhorn_error_ : float
@@ -228,9 +242,10 @@ class NSGFSampler(BaseFlow):
         "solver": [options("auto", *SOLVERS)],
         "sinkhorn_tol": [real(0, closed="neither")],
         "sinkhorn_max_iter": [whole_number()],
-        "pool": [options("memory", "online")],
+        "pool": [options("memory", "memmap", "online")],
         "pool_dtype": [options(*POOL_DTYPES)],
         "max_pool_size": [real(0, closed="neither")],
+        "pool_directory": [str, os.PathLike, None],
         "network": [options("mlp", "unet"), callable],
         "hidden_layer_sizes": ["array-like", whole_number()],
         "activation": [options(*ACTIVATIONS)],
@@ -250,6 +265,8 @@ class NSGFSampler(BaseFlow):
         "method": [options(*METHODS)],
         "n_integration_steps": [whole_number(), None],
         "warm_start": ["boolean"],
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_every": [whole_number()],
         "random_state": ["random_state"],
         "device": [str],
         "n_jobs": [Integral, None],
@@ -281,6 +298,7 @@ class NSGFSampler(BaseFlow):
         pool="memory",
         pool_dtype="float32",
         max_pool_size=2048,
+        pool_directory=None,
         network="mlp",
         hidden_layer_sizes=(128, 128, 128),
         activation="relu",
@@ -300,6 +318,8 @@ class NSGFSampler(BaseFlow):
         method="euler",
         n_integration_steps=None,
         warm_start=False,
+        checkpoint=None,
+        checkpoint_every=1000,
         random_state=None,
         device="auto",
         n_jobs=None,
@@ -317,6 +337,7 @@ class NSGFSampler(BaseFlow):
         self.pool = pool
         self.pool_dtype = pool_dtype
         self.max_pool_size = max_pool_size
+        self.pool_directory = pool_directory
         self.network = network
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -336,6 +357,8 @@ class NSGFSampler(BaseFlow):
         self.method = method
         self.n_integration_steps = n_integration_steps
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
         self.random_state = random_state
         self.device = device
         self.n_jobs = n_jobs
@@ -378,15 +401,18 @@ class NSGFSampler(BaseFlow):
         ):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
+            checkpoint = Checkpoint(self)
             self._resolve(X_source, X_target)
             network = self._start_network()
             keep_rows(self, X_source, X_target)
-            simulation = Simulation(self, X_source, X_target)
+            checkpoint.claim(self, X_source, X_target, [network])
+            simulation = Simulation(self, X_source, X_target, checkpoint)
             pools = make_pools(self, simulation, task, time=self.time, n_draws=self.max_iter)
             training = Training(task, "training", self._learned)
-            result = train_on_pools(self, network, *pools, training)
+            result = train_on_pools(self, network, *pools, training, checkpoint)
             vars(self).update(self._learned(result))
             warn_of_inaccuracy(self, simulation.radius)
+            checkpoint.remove()
         return self
 
     @property

@@ -1,5 +1,6 @@
 """NSGF++: a few steps of the Sinkhorn flow, then a straight flow."""
 
+import os
 from functools import partial
 from math import ceil
 from numbers import Integral
@@ -9,16 +10,15 @@ from sklearn.utils import gen_batches
 
 from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
 from sknsgf._callbacks import Training, fit_task
+from sknsgf._checkpoint import Checkpoint
 from sknsgf._persistence import persistent
+from sknsgf._simulation import PairSimulation, Simulation, make_pools
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, by_phase, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
 from sknsgf._training import (
-    PairSimulation,
-    Simulation,
     continues,
     count_batches,
     keep_rows,
-    make_pools,
     resolve,
     start_network,
     start_transition_network,
@@ -111,14 +111,17 @@ class NSGFPlusPlus(BaseFlow):
         smaller target is used whole.
     n_pairings : int or "auto", default="auto"
         Pairs of batches. "auto" makes 131,072 pairs of rows, in at most 128 pairs of batches.
-    pool : {"memory", "online"}, default="memory"
-        "memory" simulates all flows, and makes all pairs, before training on them. "online" does so
-        in parts that fit in `max_pool_size`, and trains on each for an equal share of the gradient
-        steps.
+    pool : {"memory", "memmap", "online"}, default="memory"
+        What to do with simulated positions that take more than `max_pool_size`: "memory" raises,
+        "memmap" puts them in a nameless file on disk, which is gone with the fit, however it ends,
+        and "online" simulates them in parts, trains on each for an equal share of the gradient
+        steps, and discards it.
     pool_dtype : {"float32", "float16"}, default="float32"
         Precision that simulated positions are stored in; float16 halves their memory.
     max_pool_size : float, default=2048
         Memory for simulated positions or pairs, in MB.
+    pool_directory : str, os.PathLike or None, default=None
+        Folder for what ``pool="memmap"`` puts on disk; None is the system's for temporary files.
     network : {"mlp", "unet"} or callable, default="mlp"
         "unet" is a convolutional network for rows that are images. A callable builds your own
         :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
@@ -172,6 +175,13 @@ class NSGFPlusPlus(BaseFlow):
         Steps of the straight phase.
     warm_start : bool, default=False
         Start training from the weights, and in the units (`center_`, `scale_`), of the last fit.
+    checkpoint : str, os.PathLike or None, default=None
+        Folder where `fit` keeps what it has done. A fit that was killed, called again with the same
+        parameters and data, goes on from there and ends with the same result, bit by bit; other
+        parameters or data are refused. A fit that ends removes the folder.
+    checkpoint_every : int, default=1000
+        Gradient steps between two checkpoints, rounded up to a hundred. Only used with
+        `checkpoint`; simulated flows are kept as they come.
     random_state : int, RandomState instance or None, default=None
         Determines minibatches, weights and batches. The same int gives the same fit, bit by bit,
         on the same machine.
@@ -209,6 +219,8 @@ class NSGFPlusPlus(BaseFlow):
         Learning rate at the start.
     prediction_ : str
         What the networks predict.
+    seed_ : int
+        Number that, as `random_state`, makes this fit again; of use where that was None.
     device_ : str
         Where the flow was simulated and trained, and is evaluated if that device is there.
     sinkhorn_error_ : float
@@ -272,9 +284,10 @@ class NSGFPlusPlus(BaseFlow):
         "pairing": [options("auto", *PAIRINGS)],
         "pairing_size": [whole_number(2)],
         "n_pairings": [whole_number(), options("auto")],
-        "pool": [options("memory", "online")],
+        "pool": [options("memory", "memmap", "online")],
         "pool_dtype": [options(*POOL_DTYPES)],
         "max_pool_size": [real(0, closed="neither")],
+        "pool_directory": [str, os.PathLike, None],
         "network": [options("mlp", "unet"), callable],
         "hidden_layer_sizes": ["array-like", whole_number()],
         "activation": [options(*ACTIVATIONS)],
@@ -294,6 +307,8 @@ class NSGFPlusPlus(BaseFlow):
         "method": [options(*METHODS)],
         "n_straight_steps": [whole_number()],
         "warm_start": ["boolean"],
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_every": [whole_number()],
         "random_state": ["random_state"],
         "device": [str],
         "n_jobs": [Integral, None],
@@ -330,6 +345,7 @@ class NSGFPlusPlus(BaseFlow):
         pool="memory",
         pool_dtype="float32",
         max_pool_size=2048,
+        pool_directory=None,
         network="mlp",
         hidden_layer_sizes=(128, 128, 128),
         activation="relu",
@@ -349,6 +365,8 @@ class NSGFPlusPlus(BaseFlow):
         method="euler",
         n_straight_steps=4,
         warm_start=False,
+        checkpoint=None,
+        checkpoint_every=1000,
         random_state=None,
         device="auto",
         n_jobs=None,
@@ -369,6 +387,7 @@ class NSGFPlusPlus(BaseFlow):
         self.pool = pool
         self.pool_dtype = pool_dtype
         self.max_pool_size = max_pool_size
+        self.pool_directory = pool_directory
         self.network = network
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -388,6 +407,8 @@ class NSGFPlusPlus(BaseFlow):
         self.method = method
         self.n_straight_steps = n_straight_steps
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
         self.random_state = random_state
         self.device = device
         self.n_jobs = n_jobs
@@ -431,9 +452,11 @@ class NSGFPlusPlus(BaseFlow):
         ):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
+            checkpoint = Checkpoint(self)
             self._resolve(X_source, X_target)
             networks = self._start_networks()
             keep_rows(self, X_source, X_target)
+            checkpoint.claim(self, X_source, X_target, networks.values())
             learned = {}
 
             def learn(phase, stream, pools, train=train_on_pools):
@@ -441,20 +464,22 @@ class NSGFPlusPlus(BaseFlow):
                     return self._learned(learned | {phase: result})
 
                 training = Training(task, stream, attributes)
-                learned[phase] = train(self, networks[phase], *pools, training)
+                learned[phase] = train(self, networks[phase], *pools, training, checkpoint)
 
-            flows = Simulation(self, X_source, X_target)
+            flows = Simulation(self, X_source, X_target, checkpoint)
             time, step_sizes = self._sinkhorn_time(), self.step_sizes_
             n_draws = ceil(SINKHORN_TRAINING[self.prediction_] * self.max_iter)
             pools = make_pools(self, flows, task, time=time, n_draws=n_draws, step_sizes=step_sizes)
             learn("sinkhorn", "training", pools)
-            pairs = PairSimulation(self, X_source, X_target, self._start_of_paths(learned))
+            start_of_paths = self._start_of_paths(learned)
+            pairs = PairSimulation(self, X_source, X_target, checkpoint, start_of_paths)
             pools = make_pools(self, pairs, task, time="continuous", n_draws=self.max_iter)
             learn("straight", "straight training", pools)
             if self.mode == "paper":
                 learn("transition", "transition training", pools, train_transition)
             vars(self).update(self._learned(learned))
             warn_of_inaccuracy(self, max(flows.radius, pairs.radius))
+            checkpoint.remove()
         return self
 
     @property

@@ -17,6 +17,7 @@ from reprlib import repr as short_repr
 import numpy as np
 import torch
 
+from sknsgf import _distributed
 from sknsgf._callbacks import ATTRIBUTES as CALLBACK_ATTRIBUTES
 from sknsgf._state import NetworkDesign, check_state
 from sknsgf._validation import check_path
@@ -30,6 +31,7 @@ PLAIN = {type(None), bool, int, str}
 DTYPES = {"bool", "float16", "float32", "float64"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
+TEMPORARY = ".*.tmp"  # names of files that are being written
 CLASSES = {}  # that can be saved, by name
 
 
@@ -53,7 +55,8 @@ def save(estimator, path):
         _estimator_in(data)
     except ValueError as error:
         raise ValueError(f"{name}.save would write what load refuses. {error}") from error
-    _write(path, data)
+    if _distributed.is_first():
+        write_file(path, data)
 
 
 def load(path):
@@ -235,6 +238,8 @@ def _encode(value, name, tensors):
         return value
     if kind is float:
         return {"float": repr(value)}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if kind is list:
         return _encode_items(value, name, tensors)
     if kind is tuple:
@@ -306,10 +311,10 @@ def _read(path):
         return header + file.read()
 
 
-def _write(path, data):
+def write_file(path, data):
     """Put bytes in the place of a file, all of them or none."""
     target = Path(os.path.realpath(path))  # through links, as any writing goes
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
     try:
         with open(temporary, "xb") as file:
             file.write(data)

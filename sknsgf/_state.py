@@ -213,6 +213,7 @@ FLOW_ATTRIBUTES = {  # of every flow estimator
     "n_features_in_": whole(),
     "feature_names_in_": NAMES,
     "_sklearn_output_config": OUTPUT,
+    "seed_": whole(0),
     "device_": DEVICE,
     "source_mean_": POINT,
     "source_std_": SPREAD,

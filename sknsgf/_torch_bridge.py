@@ -1,7 +1,11 @@
 """Between arrays and tensors: units, devices, random streams, threads."""
 
+import os
 from contextlib import contextmanager
 from functools import cache
+from math import prod
+from numbers import Integral
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +22,7 @@ STREAMS = (
 )
 CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28
+WRITTEN_BYTES = 2**24  # zeros written at a time
 STATISTICS_ENTRIES = 2**20  # entries of an array read at a time for means and variances
 
 
@@ -68,17 +73,31 @@ def pooled_frame(mean_source, variance_source, mean_target, variance_target):
     return Frame(center, float(scale) or 1.0)
 
 
-def seed_of(random_state, stream):
-    """Seed of one of the separate streams that belong to a ``random_state``.
+def seed_from(random_state):
+    """An int that, as ``random_state``, has the same draws from now on.
 
     ``None`` takes fresh entropy, which leaves NumPy's global generator untouched.
     """
+    if isinstance(random_state, Integral):
+        return int(random_state)
     if random_state is None:
-        base = np.random.SeedSequence().entropy
-    else:
-        base = int(check_random_state(random_state).randint(2**31 - 1))
-    sequence = np.random.SeedSequence([base, STREAMS.index(stream)])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(random_state.randint(2**31 - 1))
+
+
+def seed_of(random_state, stream):
+    """Seed of one of the separate streams that belong to a ``random_state``."""
+    base = check_random_state(seed_from(random_state)).randint(2**31 - 1)
+    return _seed(int(base), STREAMS.index(stream))
+
+
+def seed_of_batch(seed, batch):
+    """Seed of what belongs to one batch of a stream, whichever batches come before."""
+    return _seed(seed, batch)
+
+
+def _seed(*numbers):
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def balanced_rows(n_rows, n_draws, seed):
@@ -98,9 +117,9 @@ def random_rows(n_rows, n_wanted, seed):
 class RowBatches:
     """Minibatches of rows of an array, converted one slice of flows at a time."""
 
-    def __init__(self, X, size, n_flows, random_state, stream):
+    def __init__(self, X, size, n_flows, seed):
         self.X, self.size = X, min(size, len(X))
-        rows = balanced_rows(len(X), n_flows * self.size, seed_of(random_state, stream))
+        rows = balanced_rows(len(X), n_flows * self.size, seed)
         self.rows = rows.reshape(n_flows, self.size)
 
     def __getitem__(self, flows):
@@ -110,9 +129,8 @@ class RowBatches:
 class NormalBatches:
     """Minibatches drawn from a normal law with independent features."""
 
-    def __init__(self, mean, std, size, random_state, stream):
-        self.mean, self.std, self.size = mean, std, size
-        self.seed = seed_of(random_state, stream)
+    def __init__(self, mean, std, size, seed):
+        self.mean, self.std, self.size, self.seed = mean, std, size, seed
 
     def __getitem__(self, flows):
         rng = np.random.default_rng([self.seed, flows.start])
@@ -124,6 +142,23 @@ def flow_chunks(n_flows, n_pairs, device):
     """Slices of the flows that are simulated together; they do not depend on `n_jobs`."""
     kernel = CUDA_KERNEL if torch.device(device).type == "cuda" else CPU_KERNEL
     return list(gen_batches(n_flows, max(1, kernel // n_pairs)))
+
+
+def empty_on_disk(shape, dtype, folder):
+    """Tensor of zeros in a nameless file of a folder: it is gone with the process, however it ends.
+
+    The space is taken at once, so that a full disk is an error here and not a crash later on.
+    """
+    n_bytes = prod(shape) * dtype.itemsize
+    with TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        else:
+            for start in range(0, n_bytes, WRITTEN_BYTES):
+                file.write(bytes(min(WRITTEN_BYTES, n_bytes - start)))
+            file.flush()
+        mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=n_bytes)
+    return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
 def torch_generator(seed, device="cpu"):

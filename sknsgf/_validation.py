@@ -6,6 +6,7 @@ import warnings
 from contextlib import contextmanager
 from inspect import signature
 from numbers import Integral, Real
+from tempfile import gettempdir
 
 import numpy as np
 import torch
@@ -310,7 +311,7 @@ def image_design(estimator):
 def check_pool_size(estimator, n_flows, flow_bytes, counted):
     """Number of flows that `max_pool_size` lets be in memory at once; ``counted`` makes them large.
 
-    That is all of them, or an error, unless the pool is an online one.
+    That is all of them, or an error, unless the pool is an online one or one on the disk.
     """
     budget, total = estimator.max_pool_size * 1e6, n_flows * flow_bytes
     if total <= budget:
@@ -319,9 +320,11 @@ def check_pool_size(estimator, n_flows, flow_bytes, counted):
     if estimator.pool == "memory":
         raise ValueError(
             f"The pool of {name} would take {total / 1e6:.1f} MB, more than "
-            f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use pool_dtype='float16' "
-            "or pool='online', or raise max_pool_size."
+            f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use "
+            "pool_dtype='float16', pool='online' or pool='memmap', or raise max_pool_size."
         )
+    if estimator.pool == "memmap":
+        return int(budget // flow_bytes)
     smallest = (2 if estimator.early_stopping else 1) * flow_bytes  # one is held out
     if smallest > budget:
         raise ValueError(
@@ -330,6 +333,26 @@ def check_pool_size(estimator, n_flows, flow_bytes, counted):
             "raise max_pool_size."
         )
     return int(budget // flow_bytes)
+
+
+def pool_folder(estimator):
+    """Folder of a pool on the disk."""
+    return estimator.pool_directory or gettempdir()
+
+
+@contextmanager
+def pool_errors(estimator, n_bytes):
+    """Say what to do about a pool that the disk has no room for."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"The pool of {type(estimator).__name__} takes {n_bytes / 1e6:.1f} MB on disk, which "
+            f"could not be had: {error.strerror}. Name a folder with more room by pool_directory, "
+            "or use pool='online'",
+            os.fspath(pool_folder(estimator)),
+        ) from error
 
 
 def checked_network(network):
@@ -386,6 +409,24 @@ def resolve_device(device):
             "install a torch build for your GPU."
         )
     return device
+
+
+def check_same_samples(moments, of_first):
+    """Refuse other samples than those of the first process, known by their moments."""
+    if not np.array_equal(moments, of_first, equal_nan=True):
+        raise ValueError(
+            "fit was given other samples than in the first process. Give each process the same "
+            "rows: load them from the same files, or draw them with the same seed."
+        )
+
+
+def check_equal_shares(estimator, n_processes):
+    """Refuse batches that the processes cannot share equally."""
+    if estimator.batch_size % n_processes:
+        raise ValueError(
+            f"The 'batch_size' parameter of {type(estimator).__name__} must be a multiple of the "
+            f"{n_processes} processes that share batches. Got {estimator.batch_size}."
+        )
 
 
 def check_same_design(design, fitted):

@@ -16,10 +16,14 @@ PACKAGE = Path(__file__).parents[1] / "sknsgf"
 ARROWS = {
     "_adapter": ["_validation"],
     "_nsgf*": [
-        *("_base", "_training", "_persistence", "_state", "_callbacks"),
+        *("_base", "_training", "_simulation", "_checkpoint"),
+        *("_persistence", "_state", "_callbacks"),
         *("_validation", "_torch_bridge", "flow", "flow.*"),
     ],
-    "_training": ["_base", "_validation", "_torch_bridge", "flow", "flow.*"],
+    "_training": ["_base", "_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
+    "_simulation": ["_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
+    "_checkpoint": ["_distributed", "_persistence", "_torch_bridge"],
+    "_distributed": [],
     "plotting.*": [
         *("plotting._drawing", "_nsgf_plus_plus", "_base", "_validation", "_torch_bridge"),
         "flow.regression",
@@ -28,7 +32,7 @@ ARROWS = {
         *("_validation", "_torch_bridge", "_persistence", "_callbacks"),
         *("metrics", "flow.module"),
     ],
-    "_persistence": ["_state", "_callbacks", "_validation"],
+    "_persistence": ["_state", "_callbacks", "_validation", "_distributed"],
     "_callbacks": [],
     "_state": ["_validation", "flow.external", "flow.networks"],
     "flow.trajectories": ["flow.sinkhorn", "flow.external"],

@@ -948,7 +948,7 @@ def interruption_in_simulation(flow, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sknsgf._training.simulate_flow", interrupted)
+    monkeypatch.setattr("sknsgf._simulation.simulate_flow", interrupted)
     flow.fit(X_source + 1, X_target)
 
 

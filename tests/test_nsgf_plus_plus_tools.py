@@ -142,14 +142,16 @@ def test_warm_start_may_change_the_mode(kept_flows):
     assert list(flow.network_parameters_) == PHASES["consistent"]
 
 
-@pytest.mark.parametrize("stage", ["PairSimulation.__call__", "train", "random_rows"])
+@pytest.mark.parametrize(
+    "stage", ["_simulation.PairSimulation.__call__", "_training.train", "_training.random_rows"]
+)
 def test_a_failed_fit_leaves_the_estimator_as_it_was(flow, stage, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     before, expected = dict(vars(flow)), copy.deepcopy(flow)
     fresh = clone(flow)
-    monkeypatch.setattr(f"sknsgf._training.{stage}", interrupted)
+    monkeypatch.setattr(f"sknsgf.{stage}", interrupted)
     for estimator in (flow, fresh):
         with pytest.raises(KeyboardInterrupt):
             estimator.fit(X_source + 1, X_target)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sknsgf import NSGFSampler
 from sknsgf._torch_bridge import (
     STATISTICS_ENTRIES,
     STREAMS,
@@ -15,6 +16,7 @@ from sknsgf._torch_bridge import (
     RowBatches,
     available_device,
     balanced_rows,
+    empty_on_disk,
     flow_chunks,
     load_arrays,
     mean_and_variance,
@@ -22,7 +24,9 @@ from sknsgf._torch_bridge import (
     parameters_to_arrays,
     pooled_frame,
     random_rows,
+    seed_from,
     seed_of,
+    seed_of_batch,
     thread_map,
     torch_generator,
     training_mode,
@@ -130,7 +134,36 @@ def test_a_random_state_instance_is_drawn_from():
     seeds = [seed_of(first, "source") for _ in range(3)]
     assert len(set(seeds)) == 3
     assert seeds == [seed_of(second, "source") for _ in range(3)]
-    assert seeds[0] == seed_of(4, "source")
+
+
+@pytest.mark.parametrize("state", [7, None, np.random.RandomState(4)])
+def test_the_seed_from_a_random_state_is_one_itself(state):
+    seed = seed_from(state)
+    assert seed_from(seed) == seed
+    assert NSGFSampler(random_state=seed)._validate_params() is None
+
+
+def test_batches_of_a_stream_have_seeds_of_their_own():
+    assert len({seed_of_batch(seed, batch) for seed in (0, 1) for batch in range(50)}) == 100
+
+
+# Arrays on disk
+
+
+def test_a_tensor_on_disk_keeps_what_is_put_in_and_leaves_no_file(tmp_path):
+    values = torch.arange(12, dtype=torch.float16).view(2, 3, 2)
+    tensor = empty_on_disk(values.shape, values.dtype, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    tensor[:] = values
+    assert torch.equal(tensor, values)
+    assert tensor.dtype == values.dtype
+
+
+def test_without_preallocation_the_file_is_filled(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.posix_fallocate", raising=False)
+    monkeypatch.setattr("sknsgf._torch_bridge.WRITTEN_BYTES", 10)
+    tensor = empty_on_disk((3, 5), torch.float32, tmp_path)
+    assert torch.equal(tensor, torch.zeros(3, 5))
 
 
 @pytest.mark.parametrize(("n_rows", "n_draws"), [(5, 3), (5, 5), (5, 13), (1, 4), (7, 700)])
@@ -180,7 +213,7 @@ def test_a_generator_is_its_own_and_follows_the_seed():
 
 def test_minibatches_of_rows_are_rows_of_the_array(rng):
     rows = rng.normal(size=(40, 3))
-    batches = RowBatches(rows, 16, 5, random_state=0, stream="source")
+    batches = RowBatches(rows, 16, 5, seed=0)
     flows = batches[slice(1, 4)]
     assert batches.size == 16
     assert flows.shape == (3, 16, 3)
@@ -189,12 +222,12 @@ def test_minibatches_of_rows_are_rows_of_the_array(rng):
 
 
 def test_minibatches_use_all_rows_equally_often():
-    batches = RowBatches(np.arange(40)[:, None], 16, 5, random_state=0, stream="source")
+    batches = RowBatches(np.arange(40)[:, None], 16, 5, seed=0)
     np.testing.assert_array_equal(np.bincount(batches[slice(0, 5)].ravel()), 2)
 
 
 def test_a_small_sample_is_each_minibatch():
-    batches = RowBatches(np.arange(6)[:, None], 16, 3, random_state=0, stream="target")
+    batches = RowBatches(np.arange(6)[:, None], 16, 3, seed=0)
     assert batches.size == 6
     for batch in batches[slice(0, 3)]:
         assert sorted(batch.ravel()) == list(range(6))
@@ -202,21 +235,20 @@ def test_a_small_sample_is_each_minibatch():
 
 def test_minibatches_of_source_and_target_are_drawn_apart():
     first, second = (
-        RowBatches(np.arange(100), 10, 4, random_state=0, stream=stream)
-        for stream in ("source", "target")
+        RowBatches(np.arange(100), 10, 4, seed_of(0, stream)) for stream in ("source", "target")
     )
     assert not np.array_equal(first[slice(0, 4)], second[slice(0, 4)])
 
 
 def test_minibatches_of_normal_draws_have_the_moments_and_never_repeat():
     mean, std = np.array([3.0, -1.0]), np.array([2.0, 0.0])
-    batches = NormalBatches(mean, std, 500, 0, "source")
+    batches = NormalBatches(mean, std, 500, 0)
     first, second = batches[slice(0, 10)], batches[slice(10, 20)]
     assert first.shape == second.shape == (10, 500, 2)
     np.testing.assert_allclose(first.mean(axis=(0, 1)), mean, atol=0.1)
     np.testing.assert_allclose(first.std(axis=(0, 1)), std, atol=0.1)
     assert len(np.unique([first[..., 0], second[..., 0]])) == 10_000
-    again = NormalBatches(mean, std, 500, 0, "source")
+    again = NormalBatches(mean, std, 500, 0)
     np.testing.assert_array_equal(again[slice(0, 10)], first)
 
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
-from sknsgf import _training as training
+from sknsgf import _simulation as simulation
 
 SINGLE = {
     "n_steps": 5,
@@ -45,7 +45,7 @@ def fitted(estimator, X=X_source, Y=X_target, **parameters):
 def simulated(monkeypatch):
     """Ranges of flows or batches in the order they are simulated, by class."""
     made = {}
-    for kind in (training.Simulation, training.PairSimulation):
+    for kind in (simulation.Simulation, simulation.PairSimulation):
 
         def noted(self, batches, kind=kind, call=kind.__call__):
             made.setdefault(kind.__name__, []).append((batches.start, batches.stop))
@@ -126,7 +126,8 @@ def test_a_pool_over_the_budget_raises_and_says_what_to_do(estimator, batch_mb, 
     name = type(estimator).__name__
     message = (
         rf"^The pool of {name} would take [0-9.]+ MB, more than max_pool_size=0\.\d+\. "
-        rf"Lower {counted}, use pool_dtype='float16' or pool='online', or raise max_pool_size\.$"
+        rf"Lower {counted}, use pool_dtype='float16', pool='online' or pool='memmap', or raise "
+        r"max_pool_size\.$"
     )
     with pytest.raises(ValueError, match=message):
         fitted(estimator, max_pool_size=7.5 * batch_mb)

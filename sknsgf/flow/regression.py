@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Batch = tuple[Tensor, ...]  # what the network is called with, and last the targets
 SCHEDULES = ("cosine", "constant")
@@ -68,7 +70,9 @@ def fit_regression(
     tol: float = 1e-4,
     n_iter_no_change: int = 10,
     on_iteration: Callable[[int], None] | None = None,
-    on_check: Callable[[Callable[[], Regression]], bool] | None = None,
+    on_check: Callable[[_Run], bool] | None = None,
+    state: dict | None = None,
+    share_batches: bool = False,
 ) -> Regression:
     """Train ``network`` in place by AdamW on the mean squared error, and return its average.
 
@@ -96,9 +100,16 @@ def fit_regression(
         See ``validation``.
     on_iteration : callable (iteration), default=None
         Called after each gradient step.
-    on_check : callable (result) -> bool, default=None
+    on_check : callable (run) -> bool, default=None
         Called at each look at the losses, every ``CHECK_EVERY`` iterations and after the last;
-        ``result()`` is what is returned when it answers True, which ends the training.
+        ``run.result()`` is what is returned when it answers True, which ends the training, and
+        ``run.state()`` is what another call needs to go on from here.
+    state : dict, default=None
+        State of a training with the same arguments, to go on from: the result is the same, bit by
+        bit, if ``draw`` goes on as well.
+    share_batches : bool, default=False
+        Whether each process of a ``torch.distributed`` group takes an equal part of the rows of
+        each batch, which must be the same in all processes.
 
     Returns
     -------
@@ -122,47 +133,110 @@ def fit_regression(
     >>> len(losses), losses[-1] < losses[0] / 2
     (50, True)
     """
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
-    )
-    average = _Average(network, ema_decay)
-    losses: list[float] = []
-    latest: list[Tensor] = []  # until the next check; kept for longer, they would scatter the heap
-    validation_losses: list[float] = []
-    best, best_loss, n_bad = None, math.inf, 0
-
-    def result() -> Regression:
-        chosen = average.network if best is None else best
-        _check_finite_weights(chosen)
-        return Regression(chosen, list(losses), list(validation_losses))
-
+    run = _Run(network, learning_rate, weight_decay, ema_decay, share_batches)
+    if state is not None:
+        run.load_state(state)
     network.train()
-    for iteration in range(1, n_iterations + 1):
+    while run.iteration < n_iterations and not run.is_stopped:
         if schedule == "cosine":
-            rate = learning_rate * (1 + math.cos(math.pi * (iteration - 1) / n_iterations)) / 2
-            optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        loss = mean_squared_error(network, draw())
-        loss.backward()
-        optimizer.step()
-        average.update(iteration)
-        latest.append(loss.detach())
+            progress = run.iteration / n_iterations
+            run.set_learning_rate(learning_rate * (1 + math.cos(math.pi * progress)) / 2)
+        run.step(draw())
         if on_iteration is not None:
-            on_iteration(iteration)
-        if iteration % CHECK_EVERY and iteration < n_iterations:
+            on_iteration(run.iteration)
+        if run.iteration % CHECK_EVERY and run.iteration < n_iterations:
             continue
-        losses += _finite_numbers(latest, iteration)
-        latest.clear()
-        if validation is not None:
-            held_out = _evaluate(average.network, validation)
-            validation_losses.append(held_out)
-            n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
-            if held_out < best_loss:
-                best, best_loss = copy.deepcopy(average.network), held_out
-        asked_to_stop = on_check is not None and on_check(result)
-        if asked_to_stop or n_bad >= n_iter_no_change:
-            break
-    return result()
+        run.look(validation, tol, n_iter_no_change)
+        asked_to_stop = on_check is not None and on_check(run)
+        run.is_stopped = run.is_stopped or asked_to_stop
+    return run.result()
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        ema_decay: float,
+        share_batches: bool,
+    ) -> None:
+        self.network = network
+        self.replica = DistributedDataParallel(network) if share_batches else network
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+        )
+        self.average = _Average(network, ema_decay)
+        self.iteration, self.is_stopped = 0, False
+        self.losses: list[float] = []
+        self.latest: list[Tensor] = []  # until the next look; kept longer they scatter the heap
+        self.validation_losses: list[float] = []
+        self.best: nn.Module | None = None
+        self.best_loss, self.n_bad = math.inf, 0
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        self.optimizer.param_groups[0]["lr"] = rate
+
+    def step(self, batch: Batch) -> None:
+        """Take a gradient step."""
+        if self.replica is not self.network:
+            batch = _share_of(batch)
+        self.optimizer.zero_grad()
+        loss = mean_squared_error(self.replica, batch)
+        loss.backward()
+        self.optimizer.step()
+        self.iteration += 1
+        self.average.update(self.iteration)
+        self.latest.append(loss.detach())
+
+    def look(self, validation: Batch | None, tol: float, n_iter_no_change: int) -> None:
+        """Look at the losses since the last time, and at the held-out loss."""
+        losses = torch.stack(self.latest)
+        if self.replica is not self.network:
+            dist.all_reduce(losses)
+            losses /= dist.get_world_size()
+        self.losses += _finite_numbers(losses, self.iteration)
+        self.latest.clear()
+        if validation is None:
+            return
+        held_out = _evaluate(self.average.network, validation)
+        self.validation_losses.append(held_out)
+        self.n_bad = 0 if held_out < self.best_loss * (1 - tol) else self.n_bad + 1
+        if held_out < self.best_loss:
+            self.best, self.best_loss = copy.deepcopy(self.average.network), held_out
+        self.is_stopped = self.n_bad >= n_iter_no_change
+
+    def result(self) -> Regression:
+        """What the training has come to."""
+        chosen = self.average.network if self.best is None else self.best
+        _check_finite_weights(chosen)
+        return Regression(chosen, list(self.losses), list(self.validation_losses))
+
+    def state(self) -> dict:
+        """All that :meth:`load_state` needs to go on, in tensors and plain values."""
+        return {
+            **{name: getattr(self, name) for name in self._PLAIN},
+            "network": dict(self.network.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "average": dict(self.average.network.state_dict()),
+            "best": None if self.best is None else dict(self.best.state_dict()),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what :meth:`state` gave in a training with the same arguments."""
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.network.load_state_dict(state["average"])
+        if state["best"] is not None:
+            self.best = copy.deepcopy(self.average.network)
+            self.best.load_state_dict(state["best"])
+
+    _PLAIN = ("iteration", "is_stopped", "losses", "validation_losses", "best_loss", "n_bad")
 
 
 class _Average:
@@ -182,8 +256,14 @@ class _Average:
             kept.copy_(current)
 
 
-def _finite_numbers(losses: list[Tensor], iteration: int) -> list[float]:
-    numbers = torch.stack(losses).tolist()
+def _share_of(batch: Batch) -> Batch:
+    """Rows of a batch that belong to this process."""
+    rows = slice(dist.get_rank(), None, dist.get_world_size())
+    return tuple(part[rows] for part in batch)
+
+
+def _finite_numbers(losses: Tensor, iteration: int) -> list[float]:
+    numbers = losses.tolist()
     if not all(map(math.isfinite, numbers)):
         raise DivergenceError(f"the loss is not finite after {iteration} iterations")
     return numbers

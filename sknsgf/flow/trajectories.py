@@ -155,7 +155,7 @@ class TrajectoryPool:
         self.step_sizes = step_sizes
         self._points = positions.flatten(0, 1)  # selected from in one go, which is far faster
         self.dtype = torch.promote_types(positions.dtype, torch.float32)
-        self._epoch = positions.new_empty(0, dtype=torch.int64)
+        self.epoch = positions.new_empty(0, dtype=torch.int64)
 
     @property
     def n_steps(self) -> int:
@@ -201,10 +201,10 @@ class TrajectoryPool:
         return x, t, here + move / move.new_tensor(self.step_sizes)[step, None]
 
     def _next_rows(self, n: int, generator: torch.Generator) -> Tensor:
-        while len(self._epoch) < n:
+        while len(self.epoch) < n:
             fresh = torch.randperm(len(self), generator=generator, device=generator.device)
-            self._epoch = torch.cat([self._epoch, fresh.to(self._epoch.device)])
-        rows, self._epoch = self._epoch[:n], self._epoch[n:]
+            self.epoch = torch.cat([self.epoch, fresh.to(self.epoch.device)])
+        rows, self.epoch = self.epoch[:n], self.epoch[n:]
         return rows
 
     def _stratified_times(self, n: int, generator: torch.Generator) -> Tensor:
@@ -218,7 +218,7 @@ class TrajectoryPool:
 class PoolInParts:
     """A pool that is made in parts, one after another, each used for an equal share of the draws.
 
-    Only one part is in memory at a time; the first is made at once.
+    Only one part is in memory at a time; the next one to be drawn from is made at once.
 
     Parameters
     ----------
@@ -228,23 +228,45 @@ class PoolInParts:
         Number of parts.
     n_draws : int
         Number of draws that will be made; later ones come from the last part.
+    n_drawn : int, default=0
+        Number of draws that were made before.
     """
 
     def __init__(
-        self, make_part: Callable[[int], TrajectoryPool], n_parts: int, n_draws: int
+        self,
+        make_part: Callable[[int], TrajectoryPool],
+        n_parts: int,
+        n_draws: int,
+        n_drawn: int = 0,
     ) -> None:
         self.make_part, self.n_parts, self.n_draws = make_part, n_parts, n_draws
-        self.index, self.n_drawn = 0, 0
-        self.part: TrajectoryPool | None = make_part(0)
+        self.index, self.part = -1, None
+        self._move_to(n_drawn)
+
+    def _move_to(self, n_drawn: int) -> None:
+        """Have the part for the draw after this many."""
+        index = min(n_drawn * self.n_parts // self.n_draws, self.n_parts - 1)
+        if index != self.index:
+            self.part: TrajectoryPool | None = None  # its memory is needed
+            self.part, self.index = self.make_part(index), index
+        self.n_drawn = n_drawn
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw as :meth:`TrajectoryPool.draw` does."""
-        index = min(self.n_drawn * self.n_parts // self.n_draws, self.n_parts - 1)
-        if index != self.index:
-            self.part = None  # its memory is needed
-            self.part, self.index = self.make_part(index), index
+        self._move_to(self.n_drawn)
         self.n_drawn += 1
         return self.part.draw(n, generator)
+
+    def state(self) -> dict[str, int | Tensor]:
+        """Where the draws are, for :meth:`load_state`."""
+        return {"n_drawn": self.n_drawn, "epoch": self.part.epoch}
+
+    def load_state(self, state: dict[str, int | Tensor]) -> None:
+        """Go on with the draws where they were."""
+        if state["n_drawn"]:  # the last draw's part has the epoch
+            self._move_to(state["n_drawn"] - 1)
+        self.n_drawn = state["n_drawn"]
+        self.part.epoch = state["epoch"].to(self.part.positions.device)
 
     def restart(self) -> None:
         """Draw from the first part again, as if nothing had been drawn."""

@@ -301,7 +301,7 @@ def test_hook_is_called_after_each_iteration_in_order():
 def test_each_look_at_the_losses_shows_what_there_is_so_far(validation):
     shown = []
     result, path = fit_constant(
-        FAR, 250, validation=validation, on_check=lambda so_far: shown.append(so_far())
+        FAR, 250, validation=validation, on_check=lambda so_far: shown.append(so_far.result())
     )
     assert [len(so_far.losses) for so_far in shown] == [100, 200, 250]
     n_held_out = [0, 0, 0] if validation is None else [1, 2, 3]
@@ -313,7 +313,7 @@ def test_each_look_at_the_losses_shows_what_there_is_so_far(validation):
 @pytest.mark.parametrize("validation", [None, towards(100)])
 def test_a_look_at_the_losses_can_end_the_training(validation):
     result, path = fit_constant(
-        FAR, 1000, validation=validation, on_check=lambda so_far: len(so_far().losses) == 200
+        FAR, 1000, validation=validation, on_check=lambda so_far: len(so_far.result().losses) == 200
     )
     assert len(result.losses) == len(path) == 200
     assert result.network.value.item() == path[-1]

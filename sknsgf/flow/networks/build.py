@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import RLock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sknsgf.flow.networks.mlp import TransitionMLP, VelocityMLP
 from sknsgf.flow.networks.transition import TransitionCNN
@@ -117,16 +117,18 @@ def _generator(seed: int) -> torch.Generator:
 
 
 @contextmanager
-def seeded_layers(seed: int) -> Iterator[None]:
+def seeded_layers(seed: int, state: Tensor | None = None) -> Iterator[None]:
     """Make what a user's layers draw a function of ``seed``: initial weights, dropout.
 
-    They draw from torch's global CPU generator: it is seeded for the block and put back as it was,
-    by one thread at a time.
+    They draw from torch's global CPU generator: it is seeded for the block, or given a ``state``
+    that it had in such a block, and put back as it was, by one thread at a time.
     """
     with _GLOBAL_GENERATOR:
         before = torch.default_generator.get_state()
         try:
             torch.default_generator.manual_seed(seed)
+            if state is not None:
+                torch.default_generator.set_state(state)
             yield
         finally:
             torch.default_generator.set_state(before)

@@ -1,0 +1,141 @@
+"""Several processes that fit one estimator together, on torch's process groups.
+
+All processes hold the same data and the same networks. Whole batches of flows are shared out, never
+the rows of one Sinkhorn problem, and every process takes the same gradient steps: then the result
+does not depend on the number of processes. (It would if gradients were summed by the processes, in
+another order: rounding differs there, and some thousand steps make another network of that.)
+"""
+
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.distributed as dist
+
+LAUNCHED = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what torchrun sets
+_shares_batches = ContextVar("shares_batches", default=False)
+
+
+@contextmanager
+def distributed(*, share_batches=False):
+    """Fit with all the processes that torchrun started, as a context.
+
+    Within the context, ``fit`` shares its flows and pairings out over the processes of a
+    ``torch.distributed`` group. In a script that plain ``python`` runs, it does nothing.
+
+    Parameters
+    ----------
+    share_batches : bool, default=False
+        Whether each gradient step is shared out too, by
+        :class:`torch.nn.parallel.DistributedDataParallel`: `batch_size` must be a multiple of the
+        number of processes. That pays for large networks on several GPUs. The result then
+        depends on the number of processes, as sums in another order do: the networks are other
+        ones, no better and no worse. By default every process takes all gradient steps, and the
+        result is the same for any number of processes, bit by bit on equal machines.
+
+    Yields
+    ------
+    int
+        Number of this process, its rank: do what is to be done once where it is 0. ``save`` and
+        ``verbose`` are silent in all others by themselves.
+
+    Raises
+    ------
+    RuntimeError
+        If a process group was initialised before, by other means: fit notices such a group without
+        this context.
+
+    Notes
+    -----
+    The group is destroyed at the end of the block, whatever happens in it. Each process must be
+    given the same data and parameters; `fit` compares them. With CUDA, ``device="auto"`` and
+    ``"cuda"`` are the GPU of the process's number on its machine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sknsgf
+    >>> X_source = np.random.default_rng(0).normal(size=(100, 2))
+    >>> flow = sknsgf.NSGFSampler(n_flows=4, max_iter=50, random_state=0)
+    >>> with sknsgf.distributed() as rank:
+    ...     flow = flow.fit(X_source, X_source + [3.0, 1.0])
+    >>> rank
+    0
+    """
+    launched = all(name in os.environ for name in LAUNCHED)
+    if launched and is_initialized():
+        raise RuntimeError(
+            "sknsgf.distributed() initialises a process group, but there is one already. Leave the "
+            "context out: fit uses the group that is there."
+        )
+    token = _shares_batches.set(share_batches)
+    try:
+        if launched:
+            dist.init_process_group()  # gloo for the CPU, nccl for CUDA
+        yield rank()
+    finally:
+        _shares_batches.reset(token)
+        if launched and is_initialized():
+            dist.destroy_process_group()
+
+
+def is_initialized():
+    """Tell whether this process belongs to a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank():
+    """Number of this process in its group."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def n_processes():
+    """Number of processes of the group."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def is_first():
+    """Tell whether this process saves and prints."""
+    return rank() == 0
+
+
+def shares_batches():
+    """Tell whether gradient steps are shared out."""
+    return n_processes() > 1 and _shares_batches.get()
+
+
+def local_device(device):
+    """Device of this process, where a group shares the GPUs of a machine."""
+    if device == "cuda" and is_initialized():
+        index = int(os.environ.get("LOCAL_RANK", rank()))
+        return f"cuda:{index % torch.cuda.device_count()}"
+    return device
+
+
+def broadcast(tensors, owner):
+    """Overwrite tensors with those of one process."""
+    if n_processes() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, owner)
+
+
+def from_first(value):
+    """The first process's value of some plain objects and tensors on the CPU."""
+    if n_processes() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    return values[0]
+
+
+def shares(missing, n_items):
+    """How work on numbered items is shared out: mine, and pairs of each item with its owner.
+
+    ``missing`` are the items that the first process lacks; it owns all others.
+    """
+    missing = from_first(missing)
+    owners = dict.fromkeys(range(n_items), 0)
+    owners |= {item: place % n_processes() for place, item in enumerate(missing)}
+    mine = [item for item in missing if owners[item] == rank()]
+    return mine, owners.items()

@@ -1,0 +1,264 @@
+"""What an estimator's networks are trained on: simulated flows and pairs, in pools.
+
+Each function takes the estimator for its parameters, and says which fitted attributes it sets.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from copy import copy
+from functools import partial
+from math import ceil, prod
+
+import numpy as np
+import torch
+from sklearn.utils import gen_batches
+from tqdm.auto import tqdm
+
+from sknsgf import _distributed
+from sknsgf._torch_bridge import (
+    Frame,
+    NormalBatches,
+    RowBatches,
+    empty_on_disk,
+    flow_chunks,
+    one_thread,
+    seed_of,
+    seed_of_batch,
+    thread_map,
+    torch_generator,
+)
+from sknsgf._validation import check_finite_flows, check_pool_size, pool_errors, pool_folder
+from sknsgf.flow.external import SOLVERS, choose_solver
+from sknsgf.flow.paths import make_pairing
+from sknsgf.flow.trajectories import (
+    POOL_DTYPES,
+    Flow,
+    PoolInParts,
+    TrajectoryPool,
+    simulate_flow,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def minibatches(estimator, X_source, X_target, size, n_batches, streams):
+    """Minibatches of both samples; a source that is None is a normal law."""
+    seeds = [seed_of(estimator.seed_, stream) for stream in streams]
+    targets = RowBatches(X_target, size, n_batches, seeds[1])
+    if X_source is None:
+        moments = estimator.source_mean_, estimator.source_std_
+        return NormalBatches(*moments, targets.size, seeds[0]), targets
+    return RowBatches(X_source, size, n_batches, seeds[0]), targets
+
+
+class _Simulation(ABC):
+    """Records of an estimator's pairs of minibatches, a range of batches at a time.
+
+    Chunks of batches are shared out over threads and processes, and kept in the checkpoint; what is
+    simulated depends on none of these.
+
+    Attributes
+    ----------
+    shape : tuple
+        Shape of the positions of all batches.
+    radius : float
+        Largest distance of a particle to the centre until now, in units of `scale_`.
+    """
+
+    def __init__(self, estimator, samples, size, n_batches, streams, n_positions, checkpoint):
+        self.estimator, self.checkpoint = estimator, checkpoint
+        self.particles, self.targets = minibatches(estimator, *samples, size, n_batches, streams)
+        n_features = len(estimator.center_)
+        self.shape = n_batches, self.particles.size, n_positions, n_features
+        self.radius, self.on_disk = 0.0, False
+
+    @abstractmethod
+    def simulate(self, x, y, first):
+        """Flow of a chunk of batches, of which the first has this number."""
+
+    def chunks(self, n_batches):
+        """Slices of a number of batches that are simulated together."""
+        return flow_chunks(
+            n_batches, self.particles.size * self.targets.size, self.estimator.device_
+        )
+
+    def __call__(self, batches):
+        """Positions of a slice of the batches; `sinkhorn_error_` stays the worst until now."""
+        estimator, n_batches = self.estimator, batches.stop - batches.start
+        positions, chunks = self._room(n_batches), self.chunks(n_batches)
+        names = [f"{self.stage} {batches.start + chunk.start}" for chunk in chunks]
+        marks = torch.zeros(len(chunks), 2, dtype=torch.float64)  # error and radius of each chunk
+
+        def restore(index):
+            kept = self.checkpoint.load(names[index])
+            if kept is None:
+                return False
+            positions[chunks[index]], marks[index] = kept["positions"], kept["marks"]
+            return True
+
+        def simulate(index):
+            chunk = chunks[index]
+            here = slice(batches.start + chunk.start, batches.start + chunk.stop)
+            flow = self.simulate(*self._clouds(here), here.start)
+            positions[chunk] = flow.positions.view(positions[chunk].shape)
+            radius = flow.positions.square().sum(-1).max().sqrt()
+            marks[index] = torch.tensor([flow.error, radius], dtype=torch.float64)
+            self.checkpoint.save(
+                names[index], {"positions": positions[chunk], "marks": marks[index]}
+            )
+            progress.update(chunk.stop - chunk.start)
+
+        missing = [index for index in range(len(chunks)) if not restore(index)]
+        mine, owners = _distributed.shares(missing, len(chunks))
+        hidden = not estimator.verbose or not _distributed.is_first()
+        n_mine = sum(chunks[index].stop - chunks[index].start for index in mine)
+        with tqdm(total=n_mine, desc=self.stage.capitalize(), disable=hidden) as progress:
+            thread_map(simulate, mine, estimator.n_jobs)
+        for index, owner in owners:  # nothing happens in a single process
+            _distributed.broadcast([positions[chunks[index]], marks[index]], owner)
+        error, radius = marks.amax(0).tolist()  # NaN stays
+        estimator.sinkhorn_error_ = float(np.fmax(estimator.sinkhorn_error_, error))
+        self.radius = float(np.max([self.radius, radius]))
+        check_finite_flows(estimator, self.radius)
+        return positions.flatten(0, 1)
+
+    def forget(self, batches):
+        """Remove a slice of the batches from the checkpoint."""
+        for chunk in self.chunks(batches.stop - batches.start):
+            self.checkpoint.forget(f"{self.stage} {batches.start + chunk.start}")
+
+    def _clouds(self, batches):
+        """Particles and targets of a slice of the batches, as tensors in the flow's units."""
+        frame = Frame(self.estimator.center_, self.estimator.scale_)
+        rows = self.particles[batches], self.targets[batches]
+        return [frame.to_tensor(part, self.estimator.device_) for part in rows]
+
+    def _room(self, n_batches):
+        """Tensor for the positions of a number of batches, in memory or on the disk."""
+        shape, dtype = (n_batches, *self.shape[1:]), POOL_DTYPES[self.estimator.pool_dtype]
+        if self.on_disk:
+            with pool_errors(self.estimator, prod(shape) * dtype.itemsize):
+                return empty_on_disk(shape, dtype, pool_folder(self.estimator))
+        return torch.empty(shape, dtype=dtype, device=self.estimator.device_)
+
+
+class Simulation(_Simulation):
+    """Simulated flows of an estimator; sets `solver_` and `sinkhorn_error_`."""
+
+    stage, trains = "simulating flows", "training"
+    counted = "n_flows, n_steps or flow_batch_size"  # what makes it large
+
+    def __init__(self, estimator, X_source, X_target, checkpoint):
+        super().__init__(
+            estimator,
+            (X_source, X_target),
+            estimator.flow_batch_size,
+            estimator.n_flows_,
+            ("source", "target"),
+            estimator.n_steps + 1,
+            checkpoint,
+        )
+        sizes = self.particles.size, self.targets.size, len(estimator.center_)
+        estimator.solver_ = choose_solver(estimator.solver, *sizes)
+        estimator.sinkhorn_error_ = np.nan
+        self.velocity = partial(
+            SOLVERS[estimator.solver_],
+            blur=estimator.blur_ / estimator.scale_,
+            tol=estimator.sinkhorn_tol,
+            max_iter=estimator.sinkhorn_max_iter,
+        )
+
+    def simulate(self, x, y, first):
+        """Flows of a chunk of batches."""
+        with torch.no_grad():
+            return simulate_flow(x, y, self.velocity, self.estimator.step_sizes_)
+
+
+class PairSimulation(_Simulation):
+    """Pairs of an estimator for straight paths, one batch after another.
+
+    ``start_of_paths`` carries points of the source to where their paths start.
+    """
+
+    stage, trains = "pairing", "straight training"
+    counted = "n_pairings or pairing_size"
+
+    def __init__(self, estimator, X_source, X_target, checkpoint, start_of_paths):
+        super().__init__(
+            estimator,
+            (X_source, X_target),
+            estimator.pairing_size,
+            estimator.n_pairings_,
+            ("pairing source", "pairing target"),
+            2,
+            checkpoint,
+        )
+        self.start_of_paths = start_of_paths
+        self.pairing = make_pairing(
+            estimator.pairing_,
+            blur=estimator.blur_ / estimator.scale_,
+            tol=estimator.sinkhorn_tol,
+            max_iter=estimator.sinkhorn_max_iter,
+        )
+        self.is_prepared = estimator.pairing_ != "potentials"
+
+    def chunks(self, n_batches):
+        """Slices of one batch each."""
+        return list(gen_batches(n_batches, 1))
+
+    def __call__(self, batches):
+        """Ends of the paths of a slice of batches; `sinkhorn_error_` stays the worst until now."""
+        if not self.is_prepared:  # potentials of the first batch are extended to all others
+            with one_thread():
+                self.simulate(*self._clouds(slice(0, 1)), 0, self.pairing)
+            self.is_prepared = True
+        return super().__call__(batches)
+
+    def simulate(self, x, y, first, pairing=None):
+        """Ends of the paths of a batch, as a flow of one step."""
+        pairing = pairing or copy(self.pairing)  # reports the error of its own solves
+        seed = seed_of_batch(seed_of(self.estimator.seed_, "pairing"), first)
+        x, y = self.start_of_paths(x[0]), y[0]
+        check_finite_flows(self.estimator, float(x.square().sum(-1).max().sqrt()))
+        partners = pairing(x, y, torch_generator(seed, self.estimator.device_))
+        return Flow(torch.stack([x, partners], 1), getattr(pairing, "error", 0.0))
+
+
+def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
+    """Pool for a number of gradient steps and, for early stopping, a pool of flows held out.
+
+    The pool is simulated at once, as a stage of the fit's ``task``: in memory or, where it is over
+    the budget and ``pool="memmap"``, on the disk. Where ``pool="online"`` and it is over the
+    budget, it is simulated in parts, of which the stage is the first.
+    """
+    n_flows, *flow_shape = simulate.shape
+    flow_bytes = prod(flow_shape) * POOL_DTYPES[estimator.pool_dtype].itemsize
+    at_once = check_pool_size(estimator, n_flows, flow_bytes, simulate.counted)
+    simulate.on_disk = estimator.pool == "memmap" and at_once < n_flows
+    if simulate.on_disk:
+        at_once = n_flows
+    n_held_out = 0
+    if estimator.early_stopping:  # of both kinds, one flow at least
+        n_held_out = min(ceil(estimator.validation_fraction * at_once), at_once - 1)
+    n_train = n_flows - n_held_out
+    n_parts = ceil(n_train / (at_once - n_held_out))
+    logger.info(
+        "Pool of %d trajectories: %.1f MB in %d part(s)%s",
+        n_flows * flow_shape[0],
+        n_flows * flow_bytes / 1e6,
+        n_parts,
+        f" on disk, in {pool_folder(estimator)}" if simulate.on_disk else "",
+    )
+    pool = partial(TrajectoryPool, time=time, target=estimator.prediction_, step_sizes=step_sizes)
+    bounds = [n_train * part // n_parts for part in range(n_parts + 1)]
+
+    def part(index):
+        if index:
+            simulate.forget(slice(*bounds[index - 1 : index + 1]))
+        return pool(simulate(slice(*bounds[index : index + 2])))
+
+    kept = simulate.checkpoint.load_for_all(simulate.trains)
+    n_drawn = max(0, kept["pool"]["n_drawn"] - 1) if kept else 0
+    with task.stage(simulate.stage):
+        held_out = pool(simulate(slice(n_train, n_flows))) if n_held_out else None
+        return PoolInParts(part, n_parts, n_draws, n_drawn), held_out
