@@ -3,10 +3,10 @@
     python benchmarks/bench_larger_than_memory.py
 
 Both samples are ``.npy`` files of float32 rows, given by path; ``transform`` writes to a third.
-Every estimator has a process of its own, and defaults but for ``n_flows``, ``n_pairings`` and
-``max_iter``. Memory is the peak beyond what the process held before: all of it, pages of the files
-among it, and what lies in no file, looked at every few milliseconds.
-The files are written below the directory of temporary files (``TMPDIR``) and deleted in the end.
+Every estimator has a process of its own, and few steps of training and of integration, which cost
+time and no memory. Memory is the peak beyond what the process held before: all of it, pages of the
+files among it, and what lies in no file, looked at every few milliseconds. The files are written
+below the directory of temporary files (``TMPDIR``) and deleted in the end.
 """
 
 import os
@@ -30,8 +30,11 @@ from sknsgf import NSGFPlusPlus, NSGFSampler
 N_FEATURES = 16
 N_ROWS = (10**6, 10**7)
 WRITTEN_ROWS = 10**5  # at a time
-TRAINING = {"n_flows": 64, "max_iter": 500, "random_state": 0, "device": "cpu"}
-PAIRS = {"n_flows": 32, "n_pairings": 32}
+SETTINGS = {"n_flows": 64, "max_iter": 100, "random_state": 0, "device": "cpu"}
+FEW_STEPS = {
+    NSGFSampler: {"n_integration_steps": 1},
+    NSGFPlusPlus: {"n_flows": 32, "n_pairings": 32, "n_straight_steps": 1},
+}
 PAUSE = 0.002  # seconds between two looks at the memory
 
 
@@ -69,7 +72,7 @@ def cost(function, *args, **options):
 
 def measure(kind, source, target, moved):
     """Cost of a fit to two files, and of a transform from a file to another."""
-    options = TRAINING | (PAIRS if kind is NSGFPlusPlus else {})
+    options = SETTINGS | FEW_STEPS[kind]
     small = [np.load(path, mmap_mode="r")[:1000] for path in (source, target)]
     warm = kind(**options | {"n_flows": 1, "max_iter": 1}).fit(*small)  # what only a first costs
     warm.transform(small[0])
