@@ -292,7 +292,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
     def _rows_to_predict(self, X):
         """Rows of the target, where the estimator knows its way."""
         check_is_fitted(self)
-        X = check_rows(self, X)
+        X = np.asarray(check_rows(self, X))  # whole, for any estimator
         if self.direction_ == "forward":
             return X
         if self.direction_ == "backward":

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import gen_batches
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from sknsgf import _persistence
 from sknsgf._callbacks import CallbackSupportMixin
+from sknsgf._file_rows import in_parts
 from sknsgf._torch_bridge import (
     Frame,
     available_device,
@@ -21,6 +23,7 @@ from sknsgf._torch_bridge import (
     thread_map,
 )
 from sknsgf._validation import (
+    check_out,
     check_parameter,
     check_rows,
     check_target,
@@ -49,6 +52,9 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
     # X_target is data, as y is: meta-estimators pass it on to fit without being asked to.
     __metadata_request__fit = {"X_target": True}
     __metadata_request__score = {"X_target": False}
+    # out belongs to one call: there is nothing to pass on.
+    __metadata_request__transform = {"out": UNUSED}
+    __metadata_request__inverse_transform = {"out": UNUSED}
 
     @abstractmethod
     def _networks(self):
@@ -74,31 +80,37 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def transform(self, X):
+    def transform(self, X, *, out=None):
         """Carry rows of the source along the flow to the target.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows to transport, each on its own: the result for a row does not depend on the others.
             After ``fit(X)`` the source is a normal law: give draws of it, not rows of the target.
+        out : ndarray or writable memmap of shape (n_samples, n_features), default=None
+            Where the rows are put, of the dtype of the result: nothing of the size of `X` is then
+            allocated. It may be `X` itself, whose rows are then replaced. None allocates an array.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Transported rows, in the units of `X`. float32 rows stay float32 (and are faster);
-            everything else is computed and returned in float64.
+            Transported rows, in the units of `X`; `out` if it was given. float32 rows stay float32
+            (and are faster); everything else is computed and returned in float64.
         """
         check_is_fitted(self)
-        return self._transport_rows(check_rows(self, X))
+        return self._transport_rows(check_rows(self, X), out)
 
-    def inverse_transform(self, X):
+    def inverse_transform(self, X, *, out=None):
         """Carry rows of the target back along the flow to the source.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows to transport.
+        out : ndarray or writable memmap of shape (n_samples, n_features), default=None
+            Where the rows are put, of the dtype of the result: nothing of the size of `X` is then
+            allocated. It may be `X` itself, whose rows are then replaced. None allocates an array.
 
         Returns
         -------
@@ -108,14 +120,14 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
             number of steps.
         """
         check_is_fitted(self)
-        return self._transport_rows(check_rows(self, X), backward=True)
+        return self._transport_rows(check_rows(self, X), out, backward=True)
 
     def trajectory(self, X):
         """Positions of rows of the source along the flow.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows to transport.
 
         Returns
@@ -153,12 +165,12 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows of the source. For an estimator fitted on one sample, and without `X_target`: rows
             of that sample's law, which are compared with draws of the estimator.
-        y : array-like of shape (n_samples,) or (n_target, n_features), default=None
+        y : array-like of shape (n_samples,) or (n_target, n_features), or path, default=None
             Two-dimensional: the target. One-dimensional: labels, ignored.
-        X_target : array-like of shape (n_target, n_features), default=None
+        X_target : array-like of shape (n_target, n_features), or path, default=None
             The target. None means `y` if it is two-dimensional, else the target rows kept by
             :meth:`fit`.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -272,18 +284,19 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
             rows = self.source_sample_[balanced_rows(len(self.source_sample_), n_samples, seed)]
         return self._transport_rows(rows)
 
-    def _transport_rows(self, X, **direction):
+    def _transport_rows(self, X, out=None, **direction):
         """Transport an array of rows, a chunk at a time, on `n_jobs` threads."""
         frame, device = Frame(self.center_, self.scale_), available_device(self.device_)
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         flow = self._flow(device, dtype, **direction)
         times = (self._n_times,) if direction.get("return_trajectory") else ()
-        moved = np.empty((*times, *X.shape), dtype=X.dtype)
+        moved = check_out(out, X, (*times, *X.shape))
+        filled = in_parts(moved)
 
         def transport(chunk):
             with torch.no_grad():
                 points = flow(frame.to_tensor(X[chunk], device, dtype))
-            moved[..., chunk, :] = frame.to_array(points, X.dtype)
+            filled[..., chunk, :] = frame.to_array(points, X.dtype)
 
         size = CPU_CHUNK if device == "cpu" else CUDA_CHUNK
         thread_map(transport, gen_batches(len(X), size), self.n_jobs)

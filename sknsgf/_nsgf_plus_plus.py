@@ -32,6 +32,7 @@ from sknsgf._validation import (
     check_parameter,
     check_same_design,
     hidden_sizes,
+    open_samples,
     options,
     real,
     unchanged_on_failure,
@@ -419,13 +420,14 @@ class NSGFPlusPlus(BaseFlow):
 
         Parameters
         ----------
-        X : array-like of shape (n_source, n_features)
+        X : array-like of shape (n_source, n_features), or path of a .npy file
             Rows of the source. If no target is given, `X` is the target, and the source is the
             normal law with the mean and variance of each feature of `X`.
-        y : array-like of shape (n_target, n_features) or (n_source,), default=None
+        y : array-like of shape (n_target, n_features) or (n_source,), or path, default=None
             Two-dimensional: the target. One-dimensional: labels from a pipeline, ignored.
-        X_target : array-like of shape (n_target, n_features), default=None
-            The target, with any number of rows; `y` is then ignored.
+        X_target : array-like of shape (n_target, n_features), or path, default=None
+            The target, with any number of rows; `y` is then ignored. Rows of files stay there, see
+            :doc:`/large_data`.
 
         Returns
         -------
@@ -438,6 +440,8 @@ class NSGFPlusPlus(BaseFlow):
             If a parameter or a sample is not valid, or if the training diverges.
         TypeError
             If a sample is sparse.
+        OSError
+            If the file that a path names cannot be read.
 
         Warns
         -----
@@ -445,6 +449,7 @@ class NSGFPlusPlus(BaseFlow):
             If a Sinkhorn solve did not reach `sinkhorn_tol`.
         """
         n_stages = 5 if self.mode == "paper" else 4  # flows, pairs, and a training per network
+        X, y, X_target = open_samples(X, y, X_target)
         with (
             unchanged_on_failure(self),
             fit_task(self, X, y, X_target, n_stages) as task,

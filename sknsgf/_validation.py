@@ -13,7 +13,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_array
+from sklearn.utils import check_array, gen_batches
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -27,10 +27,12 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sknsgf._file_rows import in_parts, is_mapped
 from sknsgf.flow.regression import DivergenceError
 
 LARGEST_EXPONENT = 1e5  # above, exponents in float32 are wrong by more than 1 %
 FLOATS = [np.float64, np.float32]  # kept as they are; everything else becomes the first
+CHECKED_ENTRIES = 2**20  # entries of a mapped file that are checked at a time
 
 
 def whole_number(low=1, high=None):
@@ -75,20 +77,96 @@ def unchanged_on_failure(estimator):
         raise
 
 
+def open_samples(X, y=None, X_target=None):
+    """Samples whose files are opened where a path is given; nothing is read yet."""
+    return _opened(X, "X"), _opened(y, "y"), _opened(X_target, "X_target")
+
+
 def check_fit_samples(estimator, X, y, X_target):
     """Source and target rows to fit; the source is None when there is one sample only."""
-    X = validate_data(estimator, X, reset=True, dtype=FLOATS, ensure_min_samples=2)
+    X = _check_X(estimator, X, reset=True, ensure_min_samples=2)
     target = check_target(estimator, X, y, X_target)
     return (None, X) if target is None else (X, target)
 
 
 def check_rows(estimator, X):
-    """Rows to transport, in float64 or float32; not copied when they are either."""
-    return validate_data(estimator, X, reset=False, dtype=FLOATS)
+    """Rows to transport, in float64 or float32; not copied when they are either.
+
+    Rows of a mapped file are checked, and later converted, a part at a time.
+    """
+    return _check_X(estimator, _opened(X, "X"), reset=False)
+
+
+def _opened(sample, name):
+    """Map the file that a path names into memory, read-only; any other sample stays as it is."""
+    if not isinstance(sample, str | os.PathLike):
+        return sample
+    try:
+        return np.lib.format.open_memmap(sample, mode="r")
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be an array, or the path of a .npy file that holds one of numbers. Got "
+            f"{os.fspath(sample)!r}, which could not be opened as such a file: {error}"
+        ) from error
+
+
+def _check_X(estimator, X, **options):
+    """scikit-learn's check of the rows of an estimator, a part at a time if they are in a file."""
+    if not is_mapped(X):
+        return validate_data(estimator, X, dtype=FLOATS, **options)
+    validate_data(estimator, X, dtype=None, ensure_all_finite=False, **options)
+    return _check_parts(X, estimator=estimator, input_name="X")
+
+
+def _check_sample(sample, *, ensure_min_samples, **options):
+    """scikit-learn's check of an array, a part at a time if it is in a file."""
+    whole = {"ensure_min_samples": ensure_min_samples, **options}
+    if not is_mapped(sample):
+        return check_array(sample, dtype=FLOATS, **whole)
+    check_array(sample, dtype=None, ensure_all_finite=False, **whole)
+    return _check_parts(sample, **options)
+
+
+def _check_parts(array, **options):
+    """Rows of a mapped file, each part of which scikit-learn has found to be finite numbers."""
+    parts = in_parts(array)
+    for part in gen_batches(len(array), max(1, CHECKED_ENTRIES // array.shape[1])):
+        dtype = check_array(parts[part], dtype=FLOATS, **options).dtype
+    return in_parts(array, dtype)
+
+
+def check_out(out, X, shape):
+    """Array that transported rows are put into: new, or what the user gave for it."""
+    if out is None:
+        return np.empty(shape, dtype=X.dtype)
+    wanted = f"out must be a writable NumPy array of shape {shape} and dtype {X.dtype}"
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{wanted}. Got {type(out).__name__}.")
+    if out.shape != shape or out.dtype != X.dtype:
+        raise ValueError(f"{wanted}, as the result. Got shape {out.shape} and dtype {out.dtype}.")
+    if not out.flags.writeable:
+        raise ValueError(
+            f"{wanted}. Got one that is read-only. Open a file with mode='r+', or make one with "
+            "np.lib.format.open_memmap(path, mode='w+', dtype=..., shape=...)."
+        )
+    rows = getattr(X, "array", X)  # of a mapped file
+    if np.shares_memory(rows, out) and not _same_place(rows, out):
+        raise ValueError(
+            f"{wanted}, that shares no memory with X unless it is X itself. Got one that overlaps "
+            "X, whose rows would be replaced before they are read."
+        )
+    return out
+
+
+def _same_place(array, other):
+    """Whether each row of two arrays of one shape and dtype lies at the same place in memory."""
+    same_start = array.ctypes.data == other.ctypes.data
+    return same_start and array.strides == other.strides and array.dtype == other.dtype
 
 
 def check_target(estimator, X, y, X_target):
     """Target rows: ``X_target`` if given, else a two-dimensional ``y``, else None."""
+    _, y, X_target = open_samples(X, y, X_target)
     if X_target is None:
         if y is None or _are_labels(X, y):
             return None
@@ -96,9 +174,7 @@ def check_target(estimator, X, y, X_target):
     else:
         target, name = X_target, "X_target"
     with _naming(name):
-        rows = check_array(
-            target, dtype=FLOATS, ensure_min_samples=2, estimator=estimator, input_name=name
-        )
+        rows = _check_sample(target, ensure_min_samples=2, estimator=estimator, input_name=name)
     named = hasattr(target, "columns") and hasattr(estimator, "feature_names_in_")
     try:  # names are compared where both samples have them
         _check_n_features(estimator, rows, reset=False)
@@ -118,9 +194,15 @@ def check_labelled_samples(estimator, X, y, X_target):
             "like those to predict, fit(X, y, X_target=X_target). Got X_target=None."
         )
     X, y = validate_data(
-        estimator, X, y, reset=True, dtype=FLOATS, ensure_min_samples=2, multi_output=True
+        estimator,
+        _opened(X, "X"),
+        y,
+        reset=True,
+        dtype=FLOATS,
+        ensure_min_samples=2,
+        multi_output=True,
     )
-    return X, y, check_target(estimator, X, None, X_target)
+    return X, y, np.asarray(check_target(estimator, X, None, X_target))  # whole
 
 
 def check_label_weights(estimator, method, weights, X):

@@ -29,11 +29,12 @@ ARROWS = {
         "flow.regression",
     ],
     "_base": [
-        *("_validation", "_torch_bridge", "_persistence", "_callbacks"),
+        *("_validation", "_torch_bridge", "_persistence", "_callbacks", "_file_rows"),
         *("metrics", "flow.module"),
     ],
     "_persistence": ["_state", "_callbacks", "_validation", "_distributed"],
     "_callbacks": [],
+    "_file_rows": [],
     "_state": ["_validation", "flow.external", "flow.networks"],
     "flow.trajectories": ["flow.sinkhorn", "flow.external"],
     "flow.external": ["flow.sinkhorn"],
