@@ -9,11 +9,14 @@ another order: rounding differs there, and some thousand steps make another netw
 import os
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from itertools import count
 
 import torch
 import torch.distributed as dist
 
 LAUNCHED = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what torchrun sets
+_groups = count()  # that this process was in
 _shares_batches = ContextVar("shares_batches", default=False)
 
 
@@ -72,12 +75,22 @@ def distributed(*, share_batches=False):
     token = _shares_batches.set(share_batches)
     try:
         if launched:
-            dist.init_process_group()  # gloo for the CPU, nccl for CUDA
+            store, number, n_all = rendezvous()
+            # A prefix of its own: a second group would meet what the first has left in the store.
+            store = dist.PrefixStore(f"sknsgf group {next(_groups)}", store)
+            # The default backends: gloo for the CPU, nccl for CUDA.
+            dist.init_process_group(store=store, rank=number, world_size=n_all)
         yield rank()
     finally:
         _shares_batches.reset(token)
         if launched and is_initialized():
             dist.destroy_process_group()
+
+
+@cache
+def rendezvous():
+    """Store that the launched processes share, the number of this one and of all."""
+    return next(dist.rendezvous("env://"))
 
 
 def is_initialized():

@@ -87,7 +87,8 @@ class _Simulation(ABC):
         estimator, n_batches = self.estimator, batches.stop - batches.start
         positions, chunks = self._room(n_batches), self.chunks(n_batches)
         names = [f"{self.stage} {batches.start + chunk.start}" for chunk in chunks]
-        marks = torch.zeros(len(chunks), 2, dtype=torch.float64)  # error and radius of each chunk
+        kind = {"dtype": torch.float64, "device": "cpu"}
+        marks = torch.zeros(len(chunks), 2, **kind)  # error and radius of each chunk
 
         def restore(index):
             kept = self.checkpoint.load(names[index])
@@ -102,7 +103,7 @@ class _Simulation(ABC):
             flow = self.simulate(*self._clouds(here), here.start)
             positions[chunk] = flow.positions.view(positions[chunk].shape)
             radius = flow.positions.square().sum(-1).max().sqrt()
-            marks[index] = torch.tensor([flow.error, radius], dtype=torch.float64)
+            marks[index] = torch.tensor([flow.error, radius], **kind)
             self.checkpoint.save(
                 names[index], {"positions": positions[chunk], "marks": marks[index]}
             )

@@ -1,6 +1,7 @@
 """Several processes fit what one does, whatever their number."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -29,9 +30,20 @@ def launch(n_processes, name, folder):
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     command = [sys.executable, *(torchrun if n_processes else []), SCRIPT, name, folder]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=TIME_LIMIT, env=environment
-    )
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # so that all its processes can be ended
+    ) as running:
+        try:
+            output, errors = running.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, running.returncode, output, errors)
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +133,8 @@ def launched(tmp_path, monkeypatch):
     values = "0", "1", "127.0.0.1", "0"
     for name, value in zip(LAUNCHED, values, strict=True):
         monkeypatch.setenv(name, value)
-    with monkeypatch.context() as patch:  # a file in place of a port
-        store = dist.FileStore(str(tmp_path / "store"), 1)
-        init = dist.init_process_group
-        patch.setattr(dist, "init_process_group", lambda: init(store=store, rank=0, world_size=1))
-        yield
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # a file in place of a port
+    monkeypatch.setattr("sknsgf._distributed.rendezvous", lambda: (store, 0, 1))
 
 
 @pytest.mark.usefixtures("launched")
