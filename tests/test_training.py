@@ -1,6 +1,8 @@
 """What the estimators share on the way to a fitted network: pools, images, early stopping."""
 
+import errno
 import logging
+import os
 import pickle
 import re
 
@@ -86,6 +88,52 @@ def test_an_online_pool_within_the_budget_is_one_in_memory(estimator, batch_mb):
         for pool in ("memory", "online")
     )
     np.testing.assert_array_equal(memory.transform(X_source), online.transform(X_source))
+
+
+@each_estimator
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_pool_on_disk_is_the_one_in_memory(early_stopping, estimator, batch_mb, tmp_path):
+    settings = {"max_iter": 20, "early_stopping": early_stopping, "n_jobs": 2}
+    small = {"pool": "memmap", "max_pool_size": batch_mb, "pool_directory": tmp_path}
+    memory, disk = fitted(estimator, **settings), fitted(estimator, **settings, **small)
+    np.testing.assert_array_equal(memory.transform(X_source), disk.transform(X_source))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pool_on_disk_lies_in_the_folder_and_its_size_is_logged(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = {"pool": "memmap", "max_pool_size": 0.01, "max_iter": 1}
+    with caplog.at_level(logging.INFO, logger="sknsgf"):
+        fitted(NSGFSampler(**SINGLE), **settings)
+        fitted(NSGFSampler(**SINGLE), **settings, pool_directory=str(tmp_path / "."))
+    assert [message.endswith(f"on disk, in {tmp_path}") for message in caplog.messages] == [
+        True
+    ] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="takes room in another way")
+def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    flow = fitted(NSGFSampler(**SINGLE), max_iter=1)
+    before = dict(vars(flow))
+    flow.set_params(pool="memmap", max_pool_size=0.01, pool_directory=tmp_path)
+    message = (
+        "The pool of NSGFSampler takes .* MB on disk, .*: No space left on device. Name a folder"
+    )
+    with pytest.raises(OSError, match=message) as error:
+        flow.fit(X_source, X_target)
+    assert error.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+    assert flow.network_parameters_ is before["network_parameters_"]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    settings = {"pool": "memmap", "max_pool_size": 0.01, "pool_directory": tmp_path / "no"}
+    with pytest.raises(FileNotFoundError, match="Name a folder with more room by pool_directory"):
+        fitted(NSGFSampler(**SINGLE), **settings)
 
 
 @each_estimator
