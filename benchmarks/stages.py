@@ -1,13 +1,16 @@
-"""CPU seconds of the stages of a fit, as a callback (scikit-learn 1.9 or newer)."""
+"""Seconds of the stages of a fit, as a callback (scikit-learn 1.9 or newer)."""
 
 from time import process_time
 
 
 class StageClock:
-    """Callback that adds up the CPU time of each stage of the fits it follows, in ``seconds``."""
+    """Callback that adds up the time of each stage of the fits it follows, in ``seconds``.
 
-    def __init__(self):
-        self.seconds = {}
+    By default that is CPU time.
+    """
+
+    def __init__(self, clock=process_time):
+        self.clock, self.seconds = clock, {}
 
     def setup(self, estimator, context):
         """Nothing to do."""
@@ -15,12 +18,12 @@ class StageClock:
     def on_fit_task_begin(self, estimator, context):
         """Start the clock of a stage, which is a task just below the fit."""
         if context.parent is not None and context.parent.parent is None:
-            self.start = process_time()
+            self.start = self.clock()
 
     def on_fit_task_end(self, estimator, context):
         """Stop it."""
         if context.parent is not None and context.parent.parent is None:
-            spent = process_time() - self.start
+            spent = self.clock() - self.start
             self.seconds[context.task_name] = self.seconds.get(context.task_name, 0.0) + spent
 
     def totals(self, groups):
