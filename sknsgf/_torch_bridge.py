@@ -78,7 +78,7 @@ def seed_of(random_state, stream):
     else:
         base = int(check_random_state(random_state).randint(2**31 - 1))
     sequence = np.random.SeedSequence([base, STREAMS.index(stream)])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
 
 def balanced_rows(n_rows, n_draws, seed):
