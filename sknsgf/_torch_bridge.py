@@ -97,7 +97,7 @@ def seed_of_batch(seed, batch):
 
 
 def _seed(*numbers):
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def balanced_rows(n_rows, n_draws, seed):

@@ -246,11 +246,14 @@ def test_a_failed_fit_keeps_its_checkpoint(tmp_path, monkeypatch):
 # Real kills
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that it forks")
-def test_a_killed_process_goes_on_to_the_same_result():
+@pytest.mark.parametrize(
+    "n_fits",
+    [pytest.param(9, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.endurance)],
+)
+def test_killed_processes_go_on_to_the_same_result(n_fits):
     script = Path(__file__).with_name("killed_fits.py")
-    command = [sys.executable, script, "--n-fits", "10"]
+    command = [sys.executable, script, "--n-fits", str(n_fits)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "10 of 10 fits ended with the same bits" in done.stdout
+    assert f"{n_fits} of {n_fits} fits ended with the same bits" in done.stdout

@@ -118,7 +118,8 @@ def fit_regression(
     Raises
     ------
     DivergenceError
-        When a loss, looked at every ``CHECK_EVERY`` iterations, or a final weight is not finite.
+        When a loss, looked at every ``CHECK_EVERY`` iterations, the held-out loss or a final weight
+        is not finite.
 
     Examples
     --------
@@ -203,6 +204,10 @@ class _Run:
         if validation is None:
             return
         held_out = _evaluate(self.average.network, validation)
+        if not math.isfinite(held_out):
+            raise DivergenceError(
+                f"the held-out loss is not finite after {self.iteration} iterations"
+            )
         self.validation_losses.append(held_out)
         self.n_bad = 0 if held_out < self.best_loss * (1 - tol) else self.n_bad + 1
         if held_out < self.best_loss:
