@@ -37,7 +37,9 @@ class Regression(NamedTuple):
     validation_losses: list[float]
 
 
-def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
+def mean_squared_error(
+    network: nn.Module, batch: Batch, loss_weight: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Mean over rows and features of the squared difference to the targets.
 
     Parameters
@@ -46,13 +48,19 @@ def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
         Called with all but the last tensor of the batch.
     batch : tuple of Tensor
         For a velocity ``(x, t, target)`` of shapes (n, d), (n,) and (n, d).
+    loss_weight : callable, default=None
+        Gives weights of the rows, of shape (n,), from what the network is called with; None is 1
+        for all. Targets then have shape (n, d).
 
     Returns
     -------
     Tensor of shape ()
     """
     *inputs, target = batch
-    return (network(*inputs) - target).square().mean()
+    squares = (network(*inputs) - target).square()
+    if loss_weight is not None:
+        squares = loss_weight(*inputs)[:, None] * squares
+    return squares.mean()
 
 
 def fit_regression(
@@ -64,6 +72,7 @@ def fit_regression(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     ema_decay: float = 0.999,
+    loss_weight: Callable[..., Tensor] | None = None,
     validation: Batch | None = None,
     tol: float = 1e-4,
     n_iter_no_change: int = 10,
@@ -89,6 +98,8 @@ def fit_regression(
         Decoupled weight decay.
     ema_decay : float, default=0.999
         Decay of the exponential moving average of the weights; 0 returns the last weights.
+    loss_weight : callable (x, t) -> Tensor of shape (n,), default=None
+        Weights of the squared errors of the rows, in all losses; None is 1 for all.
     validation : (x, t, target), default=None
         Held-out data. With it, training stops once ``n_iter_no_change`` checks in a row did not
         lower its loss by a share ``tol``, and the best network is returned.
@@ -142,7 +153,7 @@ def fit_regression(
             rate = learning_rate * (1 + math.cos(math.pi * (iteration - 1) / n_iterations)) / 2
             optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        loss = mean_squared_error(network, draw())
+        loss = mean_squared_error(network, draw(), loss_weight)
         loss.backward()
         optimizer.step()
         average.update(iteration)
@@ -154,7 +165,7 @@ def fit_regression(
         losses += _finite_numbers(latest, iteration)
         latest.clear()
         if validation is not None:
-            held_out = _evaluate(average.network, validation)
+            held_out = _evaluate(average.network, validation, loss_weight)
             validation_losses.append(held_out)
             n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
             if held_out < best_loss:
@@ -196,5 +207,5 @@ def _check_finite_weights(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _evaluate(network: nn.Module, batch: Batch) -> float:
-    return float(mean_squared_error(network, batch))
+def _evaluate(network: nn.Module, batch: Batch, loss_weight: Callable[..., Tensor] | None) -> float:
+    return float(mean_squared_error(network, batch, loss_weight))
