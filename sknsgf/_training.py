@@ -37,7 +37,7 @@ from sknsgf._validation import (
     training_errors,
 )
 from sknsgf.flow.external import SOLVERS, choose_solver
-from sknsgf.flow.networks import seeded_layers
+from sknsgf.flow.networks import EndpointMLP, seeded_layers
 from sknsgf.flow.paths import make_pairing
 from sknsgf.flow.regression import CHECK_EVERY, fit_regression
 from sknsgf.flow.trajectories import (
@@ -296,6 +296,7 @@ def train(estimator, network, draw, n_iterations, validation, training):
             schedule=estimator.learning_rate,
             weight_decay=estimator.weight_decay,
             ema_decay=estimator.ema_decay,
+            loss_weight=network.loss_weight if isinstance(network, EndpointMLP) else None,
             validation=validation and validation(generator),
             tol=estimator.tol,
             n_iter_no_change=estimator.n_iter_no_change,
