@@ -20,7 +20,7 @@ class FlowMatching:
     ``coupling`` is "exact" (minibatch optimal transport, OT-CFM) or "independent" (I-CFM). Data are
     put into the same units, batches drawn in shuffled passes over the rows, and the field is
     integrated by the same Euler steps as in our estimators. ``prediction="endpoint"`` trains the
-    network on the ends of the paths, as ours do in high dimension.
+    network on the ends of the paths, with the same network and loss as ours in high dimension.
     """
 
     def __init__(
@@ -65,9 +65,14 @@ class FlowMatching:
             t, x, u = matcher.sample_location_and_conditional_flow(x, target.draw(n))
             return x, t, x + (1 - t)[:, None] * u if self.prediction == "endpoint" else u
 
-        network = build_network("mlp", len(std), *self.layers, None, (), seed=self.random_state)
+        kind = {"seed": self.random_state, "prediction": self.prediction}
+        network = build_network("mlp", len(std), *self.layers, None, (), **kind)
         self.network = fit_regression(
-            network, draw, n_iterations=self.max_iter, learning_rate=self.learning_rate_init
+            network,
+            draw,
+            n_iterations=self.max_iter,
+            learning_rate=self.learning_rate_init,
+            loss_weight=getattr(network, "loss_weight", None),
         ).network
         return self
 

@@ -111,7 +111,9 @@ class NSGFSampler(BaseFlow):
         with ``network="unet"``.
     prediction : {"auto", "velocity", "endpoint"}, default="auto"
         What the network predicts: the velocity, or the point it leads to at time 1. "auto" is
-        "endpoint" from 16 features on.
+        "endpoint" from 16 features on. The "mlp" network adds what it predicts of an endpoint to
+        learned shares of the point's coordinates
+        (:class:`~sknsgf.flow.networks.EndpointMLP`), and late endpoints weigh more in its loss.
     max_iter : int, default=6000
         Gradient steps of the training.
     batch_size : int, default=256
@@ -191,7 +193,8 @@ class NSGFSampler(BaseFlow):
     sinkhorn_error_ : float
         Largest marginal error of all solves (NaN where the solver reports none).
     loss_curve_ : list of float
-        Mean squared error of the batch at each gradient step, in squared units of `scale_`.
+        Mean squared error of the batch at each gradient step, in squared units of `scale_`;
+        that of endpoints of the "mlp" network is weighted by time, from about 1 to 32.
     validation_loss_curve_ : list of float
         The same on held-out flows, every 100 steps; empty without early stopping.
     n_iter_ : int

@@ -143,6 +143,9 @@ class NSGFPlusPlus(BaseFlow):
     prediction : {"auto", "velocity", "endpoint"}, default="auto"
         What the networks predict: the velocity, or the point it leads to; in the Sinkhorn phase,
         the point that a step of size 1 would lead to. "auto" is "endpoint" from 16 features on.
+        The "mlp" network adds what it predicts of an endpoint to learned shares of the point's
+        coordinates (:class:`~sknsgf.flow.networks.EndpointMLP`), and late endpoints weigh more in
+        its loss.
     max_iter : int, default=10000
         Gradient steps of the training of each network; the network of the Sinkhorn phase, whose
         errors the next phase makes up for, takes a fifth as many, or half as many where it
@@ -228,7 +231,8 @@ class NSGFPlusPlus(BaseFlow):
         Largest marginal error of all solves (NaN where the solver reports none).
     loss_curves_ : dict of str to list of float
         For each network, the mean squared error of the batch at each gradient step; in squared
-        units of `scale_`, or of time for "transition".
+        units of `scale_`, or of time for "transition". That of endpoints of the "mlp" network is
+        weighted by time, from about 1 to 32.
     validation_loss_curves_ : dict of str to list of float
         The same on held-out data, every 100 steps; empty without early stopping.
     n_iter_ : int

@@ -42,7 +42,7 @@ class NetworkDesign(NamedTuple):
 
     def build(self, seed=0):
         """Network with fresh weights."""
-        return build_network(*self[:-1], seed=seed)
+        return build_network(*self[:-1], seed=seed, prediction=self.prediction)
 
     def build_transition(self, seed=0):
         """Predictor of transition times with fresh weights."""

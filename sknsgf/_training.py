@@ -30,7 +30,7 @@ from sknsgf._validation import (
     resolve_device,
     training_errors,
 )
-from sknsgf.flow.networks import seeded_layers
+from sknsgf.flow.networks import EndpointMLP, seeded_layers
 from sknsgf.flow.regression import CHECK_EVERY, fit_regression
 
 KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
@@ -149,6 +149,7 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
             schedule=estimator.learning_rate,
             weight_decay=estimator.weight_decay,
             ema_decay=estimator.ema_decay,
+            loss_weight=network.loss_weight if isinstance(network, EndpointMLP) else None,
             validation=held_out,
             tol=estimator.tol,
             n_iter_no_change=estimator.n_iter_no_change,

@@ -672,6 +672,15 @@ def test_many_features_are_learned_as_endpoints():
     assert flow.fit(rows[:, :15], rows[:, :15] + 1).prediction_ == "velocity"
 
 
+def test_a_spread_of_many_features_is_carried_closer_than_it_was():
+    rng, shift = np.random.default_rng(0), np.repeat([3.0, 0.0], 100)
+    rows, others, unseen = (rng.normal(size=(512, 200)) for _ in range(3))
+    flow = NSGFSampler(max_iter=300, hidden_layer_sizes=32, device="cpu", random_state=0)
+    moved = flow.fit(rows, others + shift).transform(unseen)
+    left = np.square(moved - unseen - shift).sum(axis=1).mean()
+    assert left < np.square(shift).sum() / 5  # of what the identity leaves
+
+
 # scikit-learn's tools
 
 

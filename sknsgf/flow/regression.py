@@ -39,7 +39,9 @@ class Regression(NamedTuple):
     validation_losses: list[float]
 
 
-def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
+def mean_squared_error(
+    network: nn.Module, batch: Batch, loss_weight: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Mean over rows and features of the squared difference to the targets.
 
     Parameters
@@ -48,13 +50,19 @@ def mean_squared_error(network: nn.Module, batch: Batch) -> Tensor:
         Called with all but the last tensor of the batch.
     batch : tuple of Tensor
         For a velocity ``(x, t, target)`` of shapes (n, d), (n,) and (n, d).
+    loss_weight : callable, default=None
+        Gives weights of the rows, of shape (n,), from what the network is called with; None is 1
+        for all. Targets then have shape (n, d).
 
     Returns
     -------
     Tensor of shape ()
     """
     *inputs, target = batch
-    return (network(*inputs) - target).square().mean()
+    squares = (network(*inputs) - target).square()
+    if loss_weight is not None:
+        squares = loss_weight(*inputs)[:, None] * squares
+    return squares.mean()
 
 
 def fit_regression(
@@ -66,6 +74,7 @@ def fit_regression(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     ema_decay: float = 0.999,
+    loss_weight: Callable[..., Tensor] | None = None,
     validation: Batch | None = None,
     tol: float = 1e-4,
     n_iter_no_change: int = 10,
@@ -93,6 +102,8 @@ def fit_regression(
         Decoupled weight decay.
     ema_decay : float, default=0.999
         Decay of the exponential moving average of the weights; 0 returns the last weights.
+    loss_weight : callable (x, t) -> Tensor of shape (n,), default=None
+        Weights of the squared errors of the rows, in all losses; None is 1 for all.
     validation : (x, t, target), default=None
         Held-out data. With it, training stops once ``n_iter_no_change`` checks in a row did not
         lower its loss by a share ``tol``, and the best network is returned.
@@ -134,7 +145,7 @@ def fit_regression(
     >>> len(losses), losses[-1] < losses[0] / 2
     (50, True)
     """
-    run = _Run(network, learning_rate, weight_decay, ema_decay, share_batches)
+    run = _Run(network, learning_rate, weight_decay, ema_decay, loss_weight, share_batches)
     if state is not None:
         run.load_state(state)
     network.train()
@@ -156,15 +167,18 @@ def fit_regression(
 class _Run:
     """A training under way."""
 
+    _PLAIN = ("iteration", "is_stopped", "losses", "validation_losses", "best_loss", "n_bad")
+
     def __init__(
         self,
         network: nn.Module,
         learning_rate: float,
         weight_decay: float,
         ema_decay: float,
+        loss_weight: Callable[..., Tensor] | None,
         share_batches: bool,
     ) -> None:
-        self.network = network
+        self.network, self.loss_weight = network, loss_weight
         self.replica = DistributedDataParallel(network) if share_batches else network
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -186,7 +200,7 @@ class _Run:
         if self.replica is not self.network:
             batch = _share_of(batch)
         self.optimizer.zero_grad()
-        loss = mean_squared_error(self.replica, batch)
+        loss = mean_squared_error(self.replica, batch, self.loss_weight)
         loss.backward()
         self.optimizer.step()
         self.iteration += 1
@@ -203,7 +217,7 @@ class _Run:
         self.latest.clear()
         if validation is None:
             return
-        held_out = _evaluate(self.average.network, validation)
+        held_out = _evaluate(self.average.network, validation, self.loss_weight)
         if not math.isfinite(held_out):
             raise DivergenceError(
                 f"the held-out loss is not finite after {self.iteration} iterations"
@@ -240,8 +254,6 @@ class _Run:
         if state["best"] is not None:
             self.best = copy.deepcopy(self.average.network)
             self.best.load_state_dict(state["best"])
-
-    _PLAIN = ("iteration", "is_stopped", "losses", "validation_losses", "best_loss", "n_bad")
 
 
 class _Average:
@@ -281,5 +293,5 @@ def _check_finite_weights(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _evaluate(network: nn.Module, batch: Batch) -> float:
-    return float(mean_squared_error(network, batch))
+def _evaluate(network: nn.Module, batch: Batch, loss_weight: Callable[..., Tensor] | None) -> float:
+    return float(mean_squared_error(network, batch, loss_weight))

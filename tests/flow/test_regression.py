@@ -125,6 +125,22 @@ def test_mean_squared_error_is_the_mean_over_rows_and_features():
 # Schedule and decay
 
 
+def test_weighted_error_is_the_mean_of_the_weighted_rows():
+    x, t = torch.zeros(2, 2), torch.tensor([1.0, 3.0])
+    target = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
+    error = mean_squared_error(lambda x, t: x, (x, t, target), lambda x, t: t)
+    assert error == (1 * 5 + 3 * 16) / 4
+
+
+def test_rows_without_weight_are_not_learned_and_not_looked_at():
+    x, t = torch.zeros(2, 1), torch.tensor([0.0, 1.0])
+    batch = x, t, torch.tensor([[5.0], [1.0]])
+    options = {"loss_weight": lambda x, t: t, "validation": batch, "learning_rate": 0.05}
+    result = fit_regression(mlp(1), lambda: batch, n_iterations=300, **options)
+    assert result.network(x, t)[1, 0].item() == pytest.approx(1, abs=0.05)
+    assert max(result.losses[-1], result.validation_losses[-1]) < 0.01
+
+
 def test_constant_schedule_moves_by_the_learning_rate_at_each_iteration():
     path = fit_constant(FAR, 50)[1]
     assert path == pytest.approx([RATE * k for k in range(1, 51)], rel=1e-3)

@@ -2,12 +2,13 @@
 
 from sknsgf.flow.networks.build import build_network, build_transition_network, seeded_layers
 from sknsgf.flow.networks.fields import particle_field, velocity_field
-from sknsgf.flow.networks.mlp import ACTIVATIONS, TransitionMLP, VelocityMLP
+from sknsgf.flow.networks.mlp import ACTIVATIONS, EndpointMLP, TransitionMLP, VelocityMLP
 from sknsgf.flow.networks.transition import TransitionCNN
 from sknsgf.flow.networks.unet import VelocityUNet
 
 __all__ = [
     "ACTIVATIONS",
+    "EndpointMLP",
     "TransitionCNN",
     "TransitionMLP",
     "VelocityMLP",

@@ -9,7 +9,7 @@ from threading import RLock
 import torch
 from torch import Tensor, nn
 
-from sknsgf.flow.networks.mlp import TransitionMLP, VelocityMLP
+from sknsgf.flow.networks.mlp import EndpointMLP, TransitionMLP, VelocityMLP
 from sknsgf.flow.networks.transition import TransitionCNN
 from sknsgf.flow.networks.unet import VelocityUNet
 
@@ -24,6 +24,7 @@ def build_network(
     image_shape: tuple[int, int, int] | None,
     channels: Sequence[int],
     seed: int,
+    prediction: str = "velocity",
 ) -> nn.Module:
     """Network of an estimator on the CPU in float32, its initial weights drawn from ``seed``.
 
@@ -40,6 +41,9 @@ def build_network(
         Those of :class:`VelocityUNet`; only "unet" makes use of them, pass None and () elsewhere.
     seed : int
         Seed of the initial weights.
+    prediction : {"velocity", "endpoint"}, default="velocity"
+        What the network is to predict; for endpoints, "mlp" is an :class:`EndpointMLP`, and else a
+        :class:`VelocityMLP`. The others are the same for both.
 
     Returns
     -------
@@ -58,7 +62,8 @@ def build_network(
     )
     """
     if network == "mlp":
-        return VelocityMLP(n_features, hidden_layer_sizes, activation, _generator(seed))
+        kind = EndpointMLP if prediction == "endpoint" else VelocityMLP
+        return kind(n_features, hidden_layer_sizes, activation, _generator(seed))
     if network == "unet":
         return VelocityUNet(image_shape, channels, _generator(seed))
     with seeded_layers(seed), torch.device("cpu"):  # whatever the caller's default device

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from sknsgf.flow.networks import ACTIVATIONS, TransitionMLP, VelocityMLP
+from sknsgf.flow.networks import ACTIVATIONS, EndpointMLP, TransitionMLP, VelocityMLP
+from sknsgf.flow.regression import fit_regression
 
 SIZES = pytest.mark.parametrize("sizes", [(), (4,), (5, 6, 7)])
 
@@ -80,3 +81,56 @@ def test_transition_time_is_learned_and_not_clipped():
         (network(x) - times).square().mean().backward()
         optimizer.step()
     assert (network(x) - times).square().mean().sqrt() < 0.1
+
+
+def endpoint_network(n_features=3):
+    return EndpointMLP(n_features, (16, 8), "silu", generator())
+
+
+def silenced(network):
+    """The same network with a perceptron that gives 0."""
+    with torch.no_grad():
+        network.layers[-1].weight.zero_()
+    return network
+
+
+def test_a_point_at_time_1_is_its_own_endpoint_but_for_a_twentieth_of_what_the_perceptron_gives():
+    (x, _), network = batch(n_features=3), endpoint_network()
+    end = torch.ones(len(x))
+    added = VelocityMLP.forward(network, x, end) / 20
+    torch.testing.assert_close(network(x, end), x + added)
+    assert torch.equal(silenced(network)(x, end), x)
+
+
+def test_at_time_0_a_fresh_endpoint_keeps_nothing_of_the_point_and_a_trained_one_its_shares():
+    (x, _), network = batch(n_features=3), silenced(endpoint_network())
+    start, shares = torch.zeros(len(x)), torch.tensor([0.0, 0.5, 1.0])
+    assert not network(x, start).any()
+    network.kept.data.copy_(shares)
+    torch.testing.assert_close(network(x, start), shares * x)
+
+
+def test_late_errors_of_endpoints_weigh_more_but_not_as_much_as_those_of_velocities():
+    t = torch.linspace(0, 0.99, 50)
+    weights = endpoint_network().loss_weight(t[:, None], t)
+    assert (weights.diff() > 0).all()
+    assert ((weights * (1 - t).square()).diff() < 0).all()  # constant for those of velocities
+
+
+def test_the_perceptron_of_endpoints_starts_as_that_of_velocities():
+    velocity = VelocityMLP(3, (16, 8), "silu", generator())
+    for name, weights in velocity.state_dict().items():
+        assert torch.equal(endpoint_network().state_dict()[name], weights)
+
+
+def test_a_narrow_network_learns_to_keep_every_coordinate():
+    draws, network = generator(1), EndpointMLP(40, (8,), "relu", generator())
+
+    def draw():
+        x = torch.randn(256, 40, generator=draws)
+        return x, torch.rand(256, generator=draws), x + 2
+
+    fit_regression(network, draw, n_iterations=800, learning_rate=0.02)
+    x, _, target = draw()
+    errors = (network(x, torch.zeros(256)) - target).square().mean()
+    assert errors < 0.1  # without the shares, what 8 units pass on leaves 0.8 of the variance
