@@ -6,7 +6,7 @@
 The mixtures have a known optimal transport (`dimension_data.py`), with which each row's end is
 compared; on real data, all that can be compared are the transported rows and held-out rows of the
 target. All networks have default sizes and as many gradient steps in total; all else is at its
-default, but for the batches (`FLOWS`, `PAIRS`). OT-CFM (torchcfm's exact minibatch matcher)
+default. OT-CFM (torchcfm's exact minibatch matcher)
 predicts what our estimators do in as many features, at the same learning rate; it is left out where
 torchcfm is not installed. A fit's time is CPU time, on one thread.
 """
@@ -35,8 +35,6 @@ from sknsgf._training import ENDPOINT_FEATURES, LEARNING_RATES
 from sknsgf.metrics import energy_distance
 
 N_STEPS = 4_500  # gradient steps in total
-FLOWS = {"flow_batch_size": 1024, "n_flows": 128}  # the defaults when this was first measured
-PAIRS = {"flow_batch_size": 2048, "n_flows": 64, "pairing_size": 2048, "n_pairings": 128}
 EVALUATIONS = (2, 10, 100)
 CLOSE_LOOK = 10  # evaluations whose rows are looked at in more ways than one
 MIXTURES = {f"mixtures{n_features}": n_features for n_features in (10, 50, 200)}
@@ -62,14 +60,14 @@ def moment_matching(X_source, X_target, seed):
 
 def sampler(X_source, X_target, seed):
     """Fit an NSGFSampler."""
-    flow = NSGFSampler(max_iter=N_STEPS, random_state=seed, **FLOWS)
+    flow = NSGFSampler(max_iter=N_STEPS, random_state=seed)
     return partial(follow, flow.fit(X_source, X_target))
 
 
 def two_phases(X_source, X_target, seed):
     """Fit an NSGFPlusPlus."""
     first = SINKHORN_TRAINING[predicted(X_source)]  # share of `max_iter` for the first network
-    flow = NSGFPlusPlus(max_iter=int(N_STEPS / (1 + first)), random_state=seed, **PAIRS)
+    flow = NSGFPlusPlus(max_iter=int(N_STEPS / (1 + first)), random_state=seed)
     return partial(follow, flow.fit(X_source, X_target))
 
 
