@@ -107,7 +107,8 @@ def fit_regression(
     Raises
     ------
     DivergenceError
-        When a loss, looked at every ``CHECK_EVERY`` iterations, or a final weight is not finite.
+        When a loss, looked at every ``CHECK_EVERY`` iterations, the held-out loss or a final weight
+        is not finite.
 
     Examples
     --------
@@ -155,6 +156,10 @@ def fit_regression(
         latest.clear()
         if validation is not None:
             held_out = _evaluate(average.network, validation)
+            if not math.isfinite(held_out):
+                raise DivergenceError(
+                    f"the held-out loss is not finite after {iteration} iterations"
+                )
             validation_losses.append(held_out)
             n_bad = 0 if held_out < best_loss * (1 - tol) else n_bad + 1
             if held_out < best_loss:
