@@ -521,7 +521,7 @@ def test_random_accidents_are_noticed(files, path):
     check_mutations(files, path, 500)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_many_random_accidents_are_noticed(files, path):
     check_mutations(files, path, 10_000)
 
@@ -837,6 +837,11 @@ def test_a_random_forgery_is_refused_or_an_estimator(files, path):
 
 @pytest.mark.slow
 def test_each_of_many_random_forgeries_is_refused_or_an_estimator(files, path):
+    check_forgeries(files, path, 2000)
+
+
+@pytest.mark.endurance
+def test_each_of_ten_thousand_random_forgeries_is_refused_or_an_estimator(files, path):
     check_forgeries(files, path, 10_000)
 
 
