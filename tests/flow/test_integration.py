@@ -3,10 +3,15 @@ import math
 import pytest
 import torch
 
-from sknsgf.flow.integration import METHODS, integrate, integrate_back, invert_euler
+from sknsgf.flow.integration import (
+    EVALUATIONS_PER_STEP,
+    METHODS,
+    integrate,
+    integrate_back,
+    invert_euler,
+)
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
-EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "rk4": 4}
 
 
 def bending_velocity(x, t):

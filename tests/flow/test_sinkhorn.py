@@ -400,6 +400,24 @@ def test_velocity_reports_the_larger_of_the_two_errors(m, larger):
     torch.testing.assert_close(sinkhorn_velocity(x, y, **options).error, errors[larger])
 
 
+@pytest.mark.parametrize("solve", [cross_potential, sinkhorn_velocity])
+def test_a_solve_ends_below_a_thousandth_by_default(solve):
+    assert (solve(*clouds(), blur=0.1).error < 1e-3).all()
+    assert (self_potential(clouds()[0], blur=0.1).error < 1e-3).all()
+
+
+@pytest.mark.parametrize("blur", [0.05, 0.3])
+def test_iterations_are_counted_at_every_temperature(blur, monkeypatch):
+    calls, marginal = [], kernels.DenseKernel.marginal
+
+    def counted(*args):
+        calls.append(1)
+        return marginal(*args)
+
+    monkeypatch.setattr(kernels.DenseKernel, "marginal", counted)
+    assert cross_potential(*clouds(), blur=blur).n_iterations == len(calls)
+
+
 def test_one_iteration_is_not_reported_as_converged():
     x, y = clouds()
     solved = sinkhorn_velocity(x, y, blur=0.1, tol=1e-3, max_iter=1)

@@ -453,3 +453,14 @@ def test_a_single_part_is_drawn_from_like_a_pool():
     for _ in range(7):
         for one, other in zip(parts.draw(30, g), pool.draw(30, same), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 10, 1000])
+def test_the_last_time_before_one_belongs_to_the_last_step(n_steps, monkeypatch):
+    monkeypatch.setattr(
+        TrajectoryPool, "_stratified_times", lambda *_: torch.full((2,), 1 - 2**-24)
+    )
+    positions = torch.arange(2.0 * (n_steps + 1)).reshape(2, n_steps + 1, 1)
+    x, _, velocity = TrajectoryPool(positions).draw(2, torch.Generator())
+    torch.testing.assert_close(velocity, torch.full((2, 1), float(n_steps)))
+    assert sorted(x.flatten().tolist()) == pytest.approx([n_steps, 2 * n_steps + 1], rel=1e-5)
