@@ -18,6 +18,10 @@ CERTIFIED = 1e-7  # marginal error of a reference
 LARGEST_EXPONENT = 1e5  # (radius / blur) ** 2 from which estimators warn that float32 is too short
 
 
+class UncertifiedError(Exception):
+    """No reference was found."""
+
+
 def log_uniform(random, low, high):
     return float(np.exp(random.uniform(np.log(low), np.log(high))))
 
@@ -65,7 +69,8 @@ def certified_projection(x, y, a, b, g, blur):
         if np.abs(a @ plan - b).sum() < CERTIFIED:
             break
         h += np.log(b / (a @ plan).clip(1e-300))
-    assert np.abs(a @ plan - b).sum() < CERTIFIED
+    if np.abs(a @ plan - b).sum() >= CERTIFIED:
+        raise UncertifiedError
     return plan @ y
 
 
@@ -100,12 +105,17 @@ def outcome(seed):
 
 
 def check(seeds):
-    n_warned = 0
+    n_warned = n_without_reference = 0
     for seed in seeds:
-        deviation, warned = outcome(seed)
+        try:
+            deviation, warned = outcome(seed)
+        except UncertifiedError:
+            n_without_reference += 1
+            continue
         assert deviation < 1 or warned, f"seed {seed}: {deviation:.1f} times what is allowed"
         n_warned += warned
     assert n_warned < 0.1 * len(seeds)
+    assert n_without_reference <= 0.01 * len(seeds)
 
 
 def test_random_problems_are_solved_accurately_or_reported_as_unsolved():
