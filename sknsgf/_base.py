@@ -230,7 +230,8 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         Notes
         -----
         The file holds all parameters and fitted attributes, `source_sample_` and `target_sample_`,
-        which are rows of the training data, among them.
+        which are rows of the training data, among them. Of several processes that belong to a group
+        (:func:`sknsgf.distributed`), only the first writes.
         """
         check_is_fitted(self)
         _persistence.save(self, path)

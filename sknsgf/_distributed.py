@@ -51,8 +51,9 @@ def distributed(*, share_batches=False):
 
     Notes
     -----
-    The group is destroyed at the end of the block, whatever happens in it. Each process must be
-    given the same data and parameters; `fit` compares them. With CUDA, ``device="auto"`` and
+    The group is destroyed at the end of the block, whatever happens in it. Each process must call
+    every `fit` in it, with the same parameters and data, which `fit` compares (of the data, means
+    and variances). With CUDA, ``device="auto"`` and
     ``"cuda"`` are the GPU of the process's number on its machine.
 
     Examples
@@ -121,8 +122,13 @@ def shares_batches():
 def local_device(device):
     """Device of this process, where a group shares the GPUs of a machine."""
     if device == "cuda" and is_initialized():
-        index = int(os.environ.get("LOCAL_RANK", rank()))
-        return f"cuda:{index % torch.cuda.device_count()}"
+        index, n_devices = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+        if index >= n_devices:
+            raise ValueError(
+                f"Process {index} of this machine has no GPU of its own: there are {n_devices}. "
+                "Start as many processes as there are GPUs, or use device='cpu'."
+            )
+        return f"cuda:{index}"
     return device
 
 
@@ -138,8 +144,22 @@ def from_first(value):
     if n_processes() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    try:
+        dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    except RuntimeError as error:
+        if "No backend" not in str(error):
+            raise
+        raise RuntimeError(
+            "fit needs a process group that also has a backend for the CPU. Initialise it by "
+            "sknsgf.distributed(), or by init_process_group() with backend='cpu:gloo,cuda:nccl'."
+        ) from error
     return values[0]
+
+
+def wait_for_all():
+    """Wait until all processes are here."""
+    if n_processes() > 1:
+        dist.all_reduce(torch.zeros(1, dtype=torch.float32, device="cpu"))
 
 
 def shares(missing, n_items):

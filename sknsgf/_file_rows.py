@@ -45,7 +45,10 @@ class FileRows:
 
     def __array__(self, dtype=None, copy=None):
         """All of it: a view where nothing is to be converted."""
-        rows = np.asarray(self.array, dtype=dtype or self.dtype)
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        if copy is False and dtype != self.array.dtype:
+            raise ValueError(f"Rows of {self.array.dtype} become {dtype} by a copy only.")
+        rows = np.asarray(self.array, dtype=dtype)
         return rows.copy() if copy else rows
 
     def _gather(self, rows):

@@ -410,6 +410,7 @@ class NSGFSampler(BaseFlow):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             checkpoint = Checkpoint(self)
+            self.seed_ = checkpoint.seed(self.random_state)
             self._resolve(X_source, X_target)
             network = self._start_network()
             keep_rows(self, X_source, X_target)
@@ -420,7 +421,7 @@ class NSGFSampler(BaseFlow):
             result = train_on_pools(self, network, *pools, training, checkpoint)
             vars(self).update(self._learned(result))
             warn_of_inaccuracy(self, simulation.radius)
-            checkpoint.remove()
+        checkpoint.remove()
         return self
 
     @property

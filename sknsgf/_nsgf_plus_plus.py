@@ -462,6 +462,7 @@ class NSGFPlusPlus(BaseFlow):
             self._validate_params()
             X_source, X_target = check_fit_samples(self, X, y, X_target)
             checkpoint = Checkpoint(self)
+            self.seed_ = checkpoint.seed(self.random_state)
             self._resolve(X_source, X_target)
             networks = self._start_networks()
             keep_rows(self, X_source, X_target)
@@ -488,7 +489,7 @@ class NSGFPlusPlus(BaseFlow):
                 learn("transition", "transition training", pools, train_transition)
             vars(self).update(self._learned(learned))
             warn_of_inaccuracy(self, max(flows.radius, pairs.radius))
-            checkpoint.remove()
+        checkpoint.remove()
         return self
 
     @property

@@ -31,7 +31,6 @@ PLAIN = {type(None), bool, int, str}
 DTYPES = {"bool", "float16", "float32", "float64"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-TEMPORARY = ".*.tmp"  # names of files that are being written
 CLASSES = {}  # that can be saved, by name
 
 
@@ -314,7 +313,7 @@ def _read(path):
 def write_file(path, data):
     """Put bytes in the place of a file, all of them or none."""
     target = Path(os.path.realpath(path))  # through links, as any writing goes
-    temporary = target.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data)

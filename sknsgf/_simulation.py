@@ -123,8 +123,17 @@ class _Simulation(ABC):
         check_finite_flows(estimator, self.radius)
         return positions.flatten(0, 1)
 
+    def recall(self):
+        """Take note of what batches were like that the checkpoint has forgotten."""
+        kept = self.checkpoint.load_for_all(f"{self.stage} worst")
+        if kept is not None:
+            self.estimator.sinkhorn_error_ = kept["error"]
+            self.radius = kept["radius"]
+
     def forget(self, batches):
-        """Remove a slice of the batches from the checkpoint."""
+        """Remove a slice of the batches from the checkpoint, but for the worst until now."""
+        worst = {"error": self.estimator.sinkhorn_error_, "radius": self.radius}
+        self.checkpoint.save(f"{self.stage} worst", worst)
         for chunk in self.chunks(batches.stop - batches.start):
             self.checkpoint.forget(f"{self.stage} {batches.start + chunk.start}")
 
@@ -258,6 +267,7 @@ def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
             simulate.forget(slice(*bounds[index - 1 : index + 1]))
         return pool(simulate(slice(*bounds[index : index + 2])))
 
+    simulate.recall()
     kept = simulate.checkpoint.load_for_all(simulate.trains)
     n_drawn = max(0, kept["pool"]["n_drawn"] - 1) if kept else 0
     with task.stage(simulate.stage):

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from numbers import Integral
 from tempfile import TemporaryFile
@@ -119,8 +119,13 @@ class RowBatches:
 
     def __init__(self, X, size, n_flows, seed):
         self.X, self.size = X, min(size, len(X))
-        rows = balanced_rows(len(X), n_flows * self.size, seed)
-        self.rows = rows.reshape(n_flows, self.size)
+        self.n_flows, self.seed = n_flows, seed
+
+    @cached_property
+    def rows(self):
+        """Indices of the rows of each minibatch, drawn when the first of them is asked for."""
+        rows = balanced_rows(len(self.X), self.n_flows * self.size, self.seed)
+        return rows.reshape(self.n_flows, self.size)
 
     def __getitem__(self, flows):
         return self.X[self.rows[flows]]

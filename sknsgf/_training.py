@@ -49,7 +49,10 @@ def resolve(estimator, X_source, X_target):
     estimator.device_ = _distributed.local_device(resolve_device(estimator.device))
     moments = mean_and_variance(X_target)
     source_moments = moments if X_source is None else mean_and_variance(X_source)
-    check_same_samples(source_moments + moments, _distributed.from_first(source_moments + moments))
+    own = source_moments + moments
+    of_first = _distributed.from_first(own)
+    check_same_samples(own, of_first)
+    source_moments, moments = of_first[:2], of_first[2:]
     if _distributed.shares_batches():
         check_equal_shares(estimator, _distributed.n_processes())
     estimator.source_mean_, estimator.source_std_ = source_moments[0], np.sqrt(source_moments[1])
@@ -113,24 +116,32 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
     """
     stream, n_iterations = training.stream, pool.n_draws
     generator = torch_generator(seed_of(estimator.seed_, stream), estimator.device_)
-    held_out = validation and validation(generator)
+
+    def on_device(batch):
+        return [part.to(estimator.device_) for part in batch]  # from a pool on disk
+
+    held_out = validation and on_device(validation(generator))
     kept = checkpoint.load_for_all(stream)
+    n_kept = 0
     if kept is not None:
+        n_kept = kept["run"]["iteration"]
         pool.load_state(kept["pool"])
         generator.set_state(kept["generator"])
 
     def next_batch():
         training.before_batch()
-        return [part.to(estimator.device_) for part in draw(generator)]  # from a pool on disk
+        return on_device(draw(generator))
 
     def at_check(run):
+        nonlocal n_kept
         asked_to_stop = training.at_check(run.result)
         run.is_stopped = _distributed.from_first(asked_to_stop or run.is_stopped)
         is_last = run.is_stopped or run.iteration == n_iterations
-        if checkpoint.is_due(stream, run.iteration, is_last):
+        if checkpoint.is_due(run.iteration - n_kept, is_last):
             states = {"pool": pool.state(), "generator": generator.get_state()}
             states |= {"run": run.state(), "layers": layers_state(estimator)}
             checkpoint.save(stream, states)
+            n_kept = run.iteration
         return run.is_stopped
 
     hidden = not estimator.verbose or not _distributed.is_first()
@@ -139,7 +150,7 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
         own_layers(estimator, stream, kept and kept["layers"]),
         training_errors(estimator),
         training.stage(ceil(n_iterations / CHECK_EVERY)),
-        tqdm(total=n_iterations, desc="Training", disable=hidden) as progress,
+        tqdm(total=n_iterations, initial=n_kept, desc="Training", disable=hidden) as progress,
     ):
         result = fit_regression(
             network.to(estimator.device_),

@@ -495,11 +495,24 @@ def resolve_device(device):
 
 def check_same_samples(moments, of_first):
     """Refuse other samples than those of the first process, known by their moments."""
-    if not np.array_equal(moments, of_first, equal_nan=True):
+    if not all(
+        np.allclose(*pair, rtol=1e-9, atol=0, equal_nan=True)
+        for pair in zip(moments, of_first, strict=True)
+    ):
         raise ValueError(
             "fit was given other samples than in the first process. Give each process the same "
             "rows: load them from the same files, or draw them with the same seed."
         )
+
+
+def check_same_parameters(estimator, parameters, of_first):
+    """Refuse other parameters than those of the first process, given by name as text."""
+    for name, value in parameters.items():
+        if of_first.get(name) != value:
+            raise ValueError(
+                f"fit of {type(estimator).__name__} needs the same parameters in all processes: "
+                f"{name} is {value} here, and {of_first.get(name)} in the first process."
+            )
 
 
 def check_equal_shares(estimator, n_processes):

@@ -61,6 +61,12 @@ def other_data():
         sknsgf.NSGFSampler(**SMALL).fit(X_source + rank, X_target)
 
 
+def other_parameters():
+    X_source, X_target = samples()
+    with sknsgf.distributed() as rank:
+        sknsgf.NSGFSampler(**SMALL, blur=0.1 + rank).fit(X_source, X_target)
+
+
 def no_seed(folder):
     X_source, X_target = samples()
     with sknsgf.distributed() as rank:
@@ -81,6 +87,8 @@ def main(name, folder):
         no_seed(folder)
     elif name == "other-data":
         other_data()
+    elif name == "other-parameters":
+        other_parameters()
     elif name.startswith("fail-in-"):
         fail_in(int(name.removeprefix("fail-in-")))
     else:

@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +57,25 @@ def fit(estimator, path, checkpoint, seconds):
     """Fit and save in a process of its own; tell whether it ended before it was killed."""
     child = os.fork()
     if child == 0:
+        status = 1
         try:
             rng = np.random.default_rng(0)
             X_source = rng.normal(size=(2000, 2))
             X_target = rng.normal(size=(1500, 2)) * [1.0, 0.3] + 4
             estimator.set_params(checkpoint=checkpoint and str(checkpoint))
             estimator.fit(X_source, X_target).save(path)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(status)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return path.exists()
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            if status:
+                raise SystemExit("a fit failed")
+            return True
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -22,7 +22,7 @@ ARROWS = {
     ],
     "_training": ["_base", "_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
     "_simulation": ["_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
-    "_checkpoint": ["_distributed", "_persistence", "_torch_bridge"],
+    "_checkpoint": ["_distributed", "_persistence", "_torch_bridge", "_validation"],
     "_distributed": [],
     "plotting.*": [
         *("plotting._drawing", "_nsgf_plus_plus", "_base", "_validation", "_torch_bridge"),

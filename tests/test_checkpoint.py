@@ -108,10 +108,19 @@ def test_a_fit_that_ended_at_any_write_goes_on_to_the_same_result(estimator, tmp
     assert n_writes >= 5
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_worst_of_parts_that_are_gone_is_known(seed, tmp_path, monkeypatch):
+    estimator = clone(ESTIMATORS["NSGFSampler in parts"]).set_params(random_state=seed)
+    expected, n_writes = fitted(estimator), 5
+    while killed_at_write(estimator, tmp_path / "fit", n_writes, monkeypatch):
+        assert fitted(estimator, tmp_path / "fit").sinkhorn_error_ == expected.sinkhorn_error_
+        n_writes += 1
+
+
 @each_estimator
 def test_a_fit_that_ends_again_and_again_gets_to_its_end(estimator, tmp_path, monkeypatch):
-    n_killed = 0
-    while killed_at_write(estimator, tmp_path / "fit", 2, monkeypatch):
+    n_writes, n_killed = 4 if estimator.pool == "online" else 2, 0
+    while killed_at_write(estimator, tmp_path / "fit", n_writes, monkeypatch):
         n_killed += 1
     assert n_killed > 1
     assert not (tmp_path / "fit").exists()
@@ -197,6 +206,12 @@ def test_other_data_are_refused(samples, what, folder):
         flow.fit(*samples)
 
 
+def test_it_is_logged_that_a_fit_goes_on(folder, caplog):
+    with caplog.at_level("INFO", logger="sknsgf"):
+        fitted(ESTIMATORS["NSGFSampler"], folder)
+    assert caplog.messages[0] == f"Going on from the checkpoint {folder}"
+
+
 def test_another_class_is_refused(folder):
     with pytest.raises(ValueError, match="is of another fit: the class was NSGFSampler and is NSG"):
         fitted(ESTIMATORS["NSGFPlusPlus"], folder)
@@ -216,12 +231,37 @@ def test_a_folder_of_other_files_is_refused_and_kept(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_records_of_another_fit_are_not_used(folder):
+    (folder / "fit.sknsgf").unlink()
+    flow = clone(ESTIMATORS["NSGFSampler"]).set_params(checkpoint=folder)
+    expected = clone(ESTIMATORS["NSGFSampler"]).fit(X_target, X_source)
+    assert_same_fit(flow.fit(X_target, X_source), expected)
+    assert not folder.exists()
+
+
+def test_files_of_others_are_kept(folder):
+    for name in ("flow.sknsgf", ".notes.tmp"):
+        (folder / name).write_text("mine")
+    fitted(ESTIMATORS["NSGFSampler"], folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".notes.tmp", "flow.sknsgf"]
+
+
+def test_a_fit_that_fails_at_its_end_keeps_its_checkpoint(tmp_path, monkeypatch):
+    def failed(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("sknsgf._callbacks.Task.end", failed)
+    with pytest.raises(MemoryError):
+        fitted(ESTIMATORS["NSGFSampler"], tmp_path / "fit")
+    assert (tmp_path / "fit").exists()
+
+
 def test_a_damaged_record_is_refused(folder):
     for path in sorted(folder.iterdir()):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=f"{path.name}' was damaged or changed. Delete it"):
+        with pytest.raises(ValueError, match=f"{path.name}' was damaged or changed. Delete "):
             fitted(ESTIMATORS["NSGFSampler"], folder)
         path.write_bytes(bytes(data[: len(data) // 2]))
         with pytest.raises(ValueError, match="was damaged or changed"):

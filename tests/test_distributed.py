@@ -15,12 +15,14 @@ import sknsgf
 from sknsgf._distributed import LAUNCHED
 
 pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="needs torch with gloo"
+    not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "killpg")),
+    reason="needs torch with gloo, and groups of processes that can be ended",
 )
 SCRIPT = Path(__file__).with_name("distributed_fits.py")
 NAMES = ["NSGFSampler", "in-parts", "on-disk", "NSGFPlusPlus", "potentials", "paper"]
 by_several = pytest.mark.parametrize(
-    "n_processes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))]
+    "n_processes",
+    [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.endurance)],
 )
 TIME_LIMIT = 240  # seconds: far below what torch waits for a process that hangs
 
@@ -108,7 +110,19 @@ def test_other_data_in_another_process_are_an_error(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["default", "default-two-phases"])
+def test_other_parameters_in_another_process_are_an_error(tmp_path):
+    done = launch(2, "other-parameters", tmp_path)
+    assert done.returncode != 0
+    assert "the parameter blur is 1.1 here, and 0.1 in the first process." in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("default", marks=pytest.mark.slow),
+        pytest.param("default-two-phases", marks=pytest.mark.endurance),
+    ],
+)
 def test_fits_of_the_default_size_do_not_depend_on_the_number_of_processes(name, tmp_path):
     folders = {n: tmp_path / str(n) for n in (0, 2)}
     for n_processes, folder in folders.items():

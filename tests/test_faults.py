@@ -213,8 +213,8 @@ def check_memory(n_fits, most_mb):
 
 
 @pytest.mark.slow
-def test_forty_fits_keep_no_memory():
-    check_memory(20, most_mb=10)
+def test_twenty_fits_keep_no_memory():
+    check_memory(10, most_mb=10)
 
 
 @pytest.mark.endurance

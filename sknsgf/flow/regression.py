@@ -236,18 +236,19 @@ class _Run:
 
     def state(self) -> dict:
         """All that :meth:`load_state` needs to go on, in tensors and plain values."""
-        return {
+        state = {
             **{name: getattr(self, name) for name in self._PLAIN},
             "network": dict(self.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "average": dict(self.average.network.state_dict()),
             "best": None if self.best is None else dict(self.best.state_dict()),
         }
+        return copy.deepcopy(state)  # the training goes on
 
     def load_state(self, state: dict) -> None:
         """Go on from what :meth:`state` gave in a training with the same arguments."""
         for name in self._PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, copy.copy(state[name]))
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.network.load_state_dict(state["average"])

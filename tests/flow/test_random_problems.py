@@ -122,7 +122,7 @@ def test_random_problems_are_solved_accurately_or_reported_as_unsolved():
     check(range(100))
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_many_random_problems_are_solved_accurately_or_reported_as_unsolved():
     check(range(100, 500))
 

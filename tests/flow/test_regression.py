@@ -335,6 +335,32 @@ def test_a_look_at_the_losses_can_end_the_training(validation):
     assert result.network.value.item() == path[-1]
 
 
+@pytest.mark.parametrize("validation", [None, (*points(8), torch.zeros(8, 1))])
+@pytest.mark.parametrize("look", [0, 1])
+def test_a_training_goes_on_from_its_state_bit_by_bit(look, validation):
+    def train(state=None, states=None):
+        n_done = 0 if state is None else state["iteration"]
+        batches = ((*points(16, seed=k), torch.ones(16, 1)) for k in range(n_done, 250))
+        return fit_regression(
+            Normalised(),
+            lambda: next(batches),
+            n_iterations=250,
+            validation=validation,
+            on_check=None if states is None else lambda run: states.append(run.state()),
+            state=state,
+        )
+
+    states = []
+    expected = train(states=states)
+    result = train(state=states[look])
+    assert result.losses == expected.losses
+    assert result.validation_losses == expected.validation_losses
+    for mine, theirs in zip(
+        result.network.state_dict().values(), expected.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
 def test_losses_are_not_kept_as_tensors():
     numbers_held = []  # as tensors, which would be scattered between the batches for ever
 
