@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import sknsgf
+from sknsgf import _simulation
 
 SMALL = {"n_flows": 7, "flow_batch_size": 1024, "max_iter": 250, "random_state": 0}
 SMALL |= {"hidden_layer_sizes": (16, 16)}
@@ -48,11 +49,14 @@ def share_batches(folder):
 
 def fail_in(process):
     X_source, X_target = samples()
-    flow = sknsgf.NSGFSampler(**SMALL)
     with sknsgf.distributed() as rank:
         if rank == process:
-            flow.set_params(max_pool_size=1e-6)
-        flow.fit(X_source, X_target)
+            _simulation.simulate_flow = run_out_of_memory
+        sknsgf.NSGFSampler(**SMALL).fit(X_source, X_target)
+
+
+def run_out_of_memory(*args):
+    raise MemoryError("no memory in this process")
 
 
 def other_data():
