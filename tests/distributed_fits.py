@@ -43,7 +43,8 @@ def fit(name, folder):
 def share_batches(folder):
     X_source, X_target = samples()
     with sknsgf.distributed(share_batches=True) as rank:
-        flow = sknsgf.NSGFSampler(**SMALL | {"max_iter": 20}).fit(X_source, X_target)
+        flow = sknsgf.NSGFSampler(**SMALL | {"max_iter": 20, "batch_size": 252})
+        flow.fit(X_source, X_target)
         np.savez(folder / f"shared-{rank}.npz", *flow.network_parameters_.values())
 
 
