@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("distributed_fits.py")
 NAMES = ["NSGFSampler", "in-parts", "on-disk", "NSGFPlusPlus", "potentials", "paper"]
 by_several = pytest.mark.parametrize(
     "n_processes",
-    [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.endurance)],
+    [2, *(pytest.param(n, marks=pytest.mark.endurance) for n in (1, 3))],
 )
 TIME_LIMIT = 240  # seconds: far below what torch waits for a process that hangs
 
@@ -118,10 +118,7 @@ def test_other_parameters_in_another_process_are_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param("default", marks=pytest.mark.slow),
-        pytest.param("default-two-phases", marks=pytest.mark.endurance),
-    ],
+    [pytest.param(name, marks=pytest.mark.endurance) for name in ("default", "default-two-phases")],
 )
 def test_fits_of_the_default_size_do_not_depend_on_the_number_of_processes(name, tmp_path):
     folders = {n: tmp_path / str(n) for n in (0, 2)}

@@ -154,7 +154,7 @@ def test_a_file_made_to_harm_is_refused_or_what_it_says_and_runs_nothing(files, 
     check(files, path, 300)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_each_of_many_files_made_to_harm_is_refused_or_what_it_says(files, path):
     check(files, path, 1500)
 

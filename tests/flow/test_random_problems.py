@@ -119,12 +119,12 @@ def check(seeds):
 
 
 def test_random_problems_are_solved_accurately_or_reported_as_unsolved():
-    check(range(100))
+    check(range(50))
 
 
 @pytest.mark.endurance
 def test_many_random_problems_are_solved_accurately_or_reported_as_unsolved():
-    check(range(100, 500))
+    check(range(50, 500))
 
 
 @pytest.mark.endurance
