@@ -14,6 +14,7 @@ from itertools import count
 
 import torch
 import torch.distributed as dist
+from tqdm.auto import tqdm
 
 LAUNCHED = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what torchrun sets
 _groups = count()  # that this process was in
@@ -53,8 +54,8 @@ def distributed(*, share_batches=False):
     -----
     The group is destroyed at the end of the block, whatever happens in it. Each process must call
     every `fit` in it, with the same parameters and data, which `fit` compares (of the data, means
-    and variances). With CUDA, ``device="auto"`` and
-    ``"cuda"`` are the GPU of the process's number on its machine.
+    and variances). With CUDA, ``device="auto"`` and ``"cuda"`` are the GPU of the process's number
+    on its machine.
 
     Examples
     --------
@@ -112,6 +113,12 @@ def n_processes():
 def is_first():
     """Tell whether this process saves and prints."""
     return rank() == 0
+
+
+def progress_bar(estimator, title, total, n_done=0):
+    """Progress bar that the first process shows if the estimator is to be verbose."""
+    hidden = not (estimator.verbose and is_first())
+    return tqdm(desc=title, total=total, initial=n_done, disable=hidden)
 
 
 def shares_batches():

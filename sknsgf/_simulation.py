@@ -12,7 +12,6 @@ from math import ceil, prod
 import numpy as np
 import torch
 from sklearn.utils import gen_batches
-from tqdm.auto import tqdm
 
 from sknsgf import _distributed
 from sknsgf._torch_bridge import (
@@ -111,9 +110,9 @@ class _Simulation(ABC):
 
         missing = [index for index in range(len(chunks)) if not restore(index)]
         mine, owners = _distributed.shares(missing, len(chunks))
-        hidden = not estimator.verbose or not _distributed.is_first()
         n_mine = sum(chunks[index].stop - chunks[index].start for index in mine)
-        with tqdm(total=n_mine, desc=self.stage.capitalize(), disable=hidden) as progress:
+        title = self.stage.capitalize()
+        with _distributed.progress_bar(estimator, title, n_mine) as progress:
             thread_map(simulate, mine, estimator.n_jobs)
         for index, owner in owners:  # nothing happens in a single process
             _distributed.broadcast([positions[chunks[index]], marks[index]], owner)
@@ -244,9 +243,8 @@ def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
     n_flows, *flow_shape = simulate.shape
     flow_bytes = prod(flow_shape) * POOL_DTYPES[estimator.pool_dtype].itemsize
     at_once = check_pool_size(estimator, n_flows, flow_bytes, simulate.counted)
-    simulate.on_disk = estimator.pool == "memmap" and at_once < n_flows
-    if simulate.on_disk:
-        at_once = n_flows
+    over_budget = at_once * flow_bytes > estimator.max_pool_size * 1e6
+    simulate.on_disk = over_budget  # which check_pool_size allows for pool="memmap" only
     n_held_out = 0
     if estimator.early_stopping:  # of both kinds, one flow at least
         n_held_out = min(ceil(estimator.validation_fraction * at_once), at_once - 1)

@@ -8,7 +8,6 @@ from math import ceil
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from sknsgf import _distributed
 from sknsgf._base import reference_blur
@@ -144,13 +143,12 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
             n_kept = run.iteration
         return run.is_stopped
 
-    hidden = not estimator.verbose or not _distributed.is_first()
     with (
         one_thread(),
         own_layers(estimator, stream, kept and kept["layers"]),
         training_errors(estimator),
         training.stage(ceil(n_iterations / CHECK_EVERY)),
-        tqdm(total=n_iterations, initial=n_kept, desc="Training", disable=hidden) as progress,
+        _distributed.progress_bar(estimator, "Training", n_iterations, n_kept) as progress,
     ):
         result = fit_regression(
             network.to(estimator.device_),

@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from numbers import Integral, Real
 from tempfile import gettempdir
@@ -84,7 +85,8 @@ def open_samples(X, y=None, X_target=None):
 
 def check_fit_samples(estimator, X, y, X_target):
     """Source and target rows to fit; the source is None when there is one sample only."""
-    X = _check_X(estimator, X, reset=True, ensure_min_samples=2)
+    check = partial(validate_data, estimator, reset=True, ensure_min_samples=2)
+    X = _check_sample(check, X, estimator=estimator, input_name="X")
     target = check_target(estimator, X, y, X_target)
     return (None, X) if target is None else (X, target)
 
@@ -94,7 +96,8 @@ def check_rows(estimator, X):
 
     Rows of a mapped file are checked, and later converted, a part at a time.
     """
-    return _check_X(estimator, _opened(X, "X"), reset=False)
+    check = partial(validate_data, estimator, reset=False)
+    return _check_sample(check, _opened(X, "X"), estimator=estimator, input_name="X")
 
 
 def _opened(sample, name):
@@ -110,20 +113,11 @@ def _opened(sample, name):
         ) from error
 
 
-def _check_X(estimator, X, **options):
-    """scikit-learn's check of the rows of an estimator, a part at a time if they are in a file."""
-    if not is_mapped(X):
-        return validate_data(estimator, X, dtype=FLOATS, **options)
-    validate_data(estimator, X, dtype=None, ensure_all_finite=False, **options)
-    return _check_parts(X, estimator=estimator, input_name="X")
-
-
-def _check_sample(sample, *, ensure_min_samples, **options):
-    """scikit-learn's check of an array, a part at a time if it is in a file."""
-    whole = {"ensure_min_samples": ensure_min_samples, **options}
+def _check_sample(check, sample, **options):
+    """scikit-learn's ``check`` of a sample, a part at a time if it is in a file."""
     if not is_mapped(sample):
-        return check_array(sample, dtype=FLOATS, **whole)
-    check_array(sample, dtype=None, ensure_all_finite=False, **whole)
+        return check(sample, dtype=FLOATS)
+    check(sample, dtype=None, ensure_all_finite=False)
     return _check_parts(sample, **options)
 
 
@@ -173,8 +167,11 @@ def check_target(estimator, X, y, X_target):
         target, name = y, "y"
     else:
         target, name = X_target, "X_target"
+    options = {"estimator": estimator, "input_name": name}
     with _naming(name):
-        rows = _check_sample(target, ensure_min_samples=2, estimator=estimator, input_name=name)
+        rows = _check_sample(
+            partial(check_array, ensure_min_samples=2, **options), target, **options
+        )
     named = hasattr(target, "columns") and hasattr(estimator, "feature_names_in_")
     try:  # names are compared where both samples have them
         _check_n_features(estimator, rows, reset=False)
@@ -391,12 +388,12 @@ def image_design(estimator):
 
 
 def check_pool_size(estimator, n_flows, flow_bytes, counted):
-    """Number of flows that `max_pool_size` lets be in memory at once; ``counted`` makes them large.
+    """Number of flows that the pool may hold at once; ``counted`` is what makes them large.
 
-    That is all of them, or an error, unless the pool is an online one or one on the disk.
+    That is all of them, or an error, unless the pool is an online one.
     """
     budget, total = estimator.max_pool_size * 1e6, n_flows * flow_bytes
-    if total <= budget:
+    if total <= budget or estimator.pool == "memmap":
         return n_flows
     name = type(estimator).__name__
     if estimator.pool == "memory":
@@ -405,8 +402,6 @@ def check_pool_size(estimator, n_flows, flow_bytes, counted):
             f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use "
             "pool_dtype='float16', pool='online' or pool='memmap', or raise max_pool_size."
         )
-    if estimator.pool == "memmap":
-        return int(budget // flow_bytes)
     smallest = (2 if estimator.early_stopping else 1) * flow_bytes  # one is held out
     if smallest > budget:
         raise ValueError(

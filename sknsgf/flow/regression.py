@@ -159,8 +159,8 @@ def fit_regression(
         if run.iteration % CHECK_EVERY and run.iteration < n_iterations:
             continue
         run.look(validation, tol, n_iter_no_change)
-        asked_to_stop = on_check is not None and on_check(run)
-        run.is_stopped = run.is_stopped or asked_to_stop
+        if on_check is not None and on_check(run):
+            run.is_stopped = True
     return run.result()
 
 
