@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PACKAGES = ("sknsgf", "torch", "numpy", "scikit-learn", "POT", "geomloss", "ott-jax", "jax")
@@ -25,6 +27,13 @@ def summary(values, digits=None):
         digits = max(0, 2 - math.floor(math.log10(max(abs(mean(values)), 1e-3))))
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
+
+
+def machine():
+    """Names of the processor and, if there is one, of the GPU."""
+    if torch.cuda.is_available():
+        return f"{processor()}, {torch.cuda.get_device_name()}"
+    return processor()
 
 
 def processor():
@@ -50,7 +59,7 @@ def versions():
 
 def publish(name, rows, command):
     """Write rows (dicts of strings and numbers) to ``results/name.csv`` and to the docs' table."""
-    origin = f"{command}; {processor()}; Python {platform.python_version()}, {versions()}"
+    origin = f"{command}; {machine()}; Python {platform.python_version()}, {versions()}"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with path.open("w", newline="") as file:
@@ -60,7 +69,7 @@ def publish(name, rows, command):
         writer.writerows(rows)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
     lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
-    table = "\n".join([*lines, "", f"`{command}` on {processor()}; {versions()}."])
+    table = "\n".join([*lines, "", f"`{command}` on {machine()}; {versions()}."])
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     page = PAGE.read_text()
     head, _, rest = page.partition(begin)

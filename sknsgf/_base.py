@@ -16,6 +16,7 @@ from sknsgf._torch_bridge import (
     Frame,
     available_device,
     balanced_rows,
+    load_linear_algebra,
     mean_and_variance,
     one_thread,
     random_rows,
@@ -288,6 +289,7 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
     def _transport_rows(self, X, out=None, **direction):
         """Transport an array of rows, a chunk at a time, on `n_jobs` threads."""
         frame, device = Frame(self.center_, self.scale_), available_device(self.device_)
+        load_linear_algebra(device)
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         flow = self._flow(device, dtype, **direction)
         times = (self._n_times,) if direction.get("return_trajectory") else ()

@@ -80,8 +80,9 @@ def distributed(*, share_batches=False):
             store, number, n_all = rendezvous()
             # A prefix of its own: a second group would meet what the first has left in the store.
             store = dist.PrefixStore(f"sknsgf group {next(_groups)}", store)
-            # The default backends: gloo for the CPU, nccl for CUDA.
-            dist.init_process_group(store=store, rank=number, world_size=n_all)
+            has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+            backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+            dist.init_process_group(backend, store=store, rank=number, world_size=n_all)
         yield rank()
     finally:
         _shares_batches.reset(token)

@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from math import prod
 from numbers import Integral
 from tempfile import TemporaryFile
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28
 WRITTEN_BYTES = 2**24  # zeros written at a time
 STATISTICS_ENTRIES = 2**20  # entries of an array read at a time for means and variances
+_loading = Lock()
 
 
 class Frame(NamedTuple):
@@ -177,6 +179,19 @@ def available_device(device):
     if device.type == "cpu" or (device.index or 0) < torch.cuda.device_count():
         return str(device)
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_linear_algebra(device):
+    """Let torch load its solvers for GPUs, if need be: it fails where two threads do so at once."""
+    if torch.device(device).type == "cuda":
+        with _loading:
+            _load_cuda_solvers()
+
+
+@cache
+def _load_cuda_solvers():
+    one = torch.ones(1, 1, dtype=torch.float32, device="cuda")
+    torch.linalg.solve(one, one)
 
 
 def parameters_to_arrays(network):

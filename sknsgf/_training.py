@@ -7,12 +7,12 @@ from contextlib import nullcontext
 from math import ceil
 
 import numpy as np
-import torch
 
 from sknsgf import _distributed
 from sknsgf._base import reference_blur
 from sknsgf._torch_bridge import (
     load_arrays,
+    load_linear_algebra,
     mean_and_variance,
     one_thread,
     pooled_frame,
@@ -29,7 +29,7 @@ from sknsgf._validation import (
     resolve_device,
     training_errors,
 )
-from sknsgf.flow.networks import EndpointMLP, seeded_layers
+from sknsgf.flow.networks import EndpointMLP, layer_states, seeded_layers
 from sknsgf.flow.regression import CHECK_EVERY, fit_regression
 
 KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
@@ -46,6 +46,7 @@ def resolve(estimator, X_source, X_target):
     `prediction_` and `learning_rate_init_`.
     """
     estimator.device_ = _distributed.local_device(resolve_device(estimator.device))
+    load_linear_algebra(estimator.device_)
     moments = mean_and_variance(X_target)
     source_moments = moments if X_source is None else mean_and_variance(X_source)
     own = source_moments + moments
@@ -138,7 +139,7 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
         is_last = run.is_stopped or run.iteration == n_iterations
         if checkpoint.is_due(run.iteration - n_kept, is_last):
             states = {"pool": pool.state(), "generator": generator.get_state()}
-            states |= {"run": run.state(), "layers": layers_state(estimator)}
+            states |= {"run": run.state(), "layers": own_layers_states(estimator)}
             checkpoint.save(stream, states)
             n_kept = run.iteration
         return run.is_stopped
@@ -166,6 +167,7 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
             on_check=at_check,
             state=kept and kept["run"],
             share_batches=_distributed.shares_batches(),
+            record=isinstance(estimator.network, str),  # a user's may look at values
         )
         # Machines of different kinds round differently.
         _distributed.broadcast(result.network.state_dict().values(), 0)
@@ -200,16 +202,16 @@ def train_transition(estimator, network, pool, held_out, training, checkpoint):
     return train(estimator, network, pool, draw, validation, training, checkpoint)
 
 
-def own_layers(estimator, stream, state=None):
-    """Context for what the layers of a user's network draw, from the start or from a state on."""
+def own_layers(estimator, stream, states=None):
+    """Context for what the layers of a user's network draw, from the start or from states on."""
     if isinstance(estimator.network, str):
         return nullcontext()
-    return seeded_layers(seed_of(estimator.seed_, stream), state)
+    return seeded_layers(seed_of(estimator.seed_, stream), estimator.device_, states)
 
 
-def layers_state(estimator):
-    """State of what the layers of a user's network draw from."""
-    return None if isinstance(estimator.network, str) else torch.default_generator.get_state()
+def own_layers_states(estimator):
+    """States of what the layers of a user's network draw from."""
+    return None if isinstance(estimator.network, str) else layer_states(estimator.device_)
 
 
 def keep_rows(estimator, X_source, X_target):

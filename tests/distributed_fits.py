@@ -10,7 +10,7 @@ import sknsgf
 from sknsgf import _simulation
 
 SMALL = {"n_flows": 7, "flow_batch_size": 1024, "max_iter": 250, "random_state": 0}
-SMALL |= {"hidden_layer_sizes": (16, 16)}
+SMALL |= {"hidden_layer_sizes": (16, 16), "device": "cpu"}  # GPUs may be fewer than processes
 PAIRED = SMALL | {"n_pairings": 5, "pairing_size": 512}
 ESTIMATORS = {
     "NSGFSampler": sknsgf.NSGFSampler(**SMALL, early_stopping=True),
@@ -19,8 +19,8 @@ ESTIMATORS = {
     "NSGFPlusPlus": sknsgf.NSGFPlusPlus(**PAIRED),
     "potentials": sknsgf.NSGFPlusPlus(**PAIRED, pairing="potentials"),
     "paper": sknsgf.NSGFPlusPlus(**PAIRED, mode="paper"),
-    "default": sknsgf.NSGFSampler(random_state=0),
-    "default-two-phases": sknsgf.NSGFPlusPlus(random_state=0),
+    "default": sknsgf.NSGFSampler(random_state=0, device="cpu"),
+    "default-two-phases": sknsgf.NSGFPlusPlus(random_state=0, device="cpu"),
 }
 
 

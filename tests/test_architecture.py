@@ -40,6 +40,7 @@ ARROWS = {
     "flow.external": ["flow.sinkhorn"],
     "flow.paths": ["flow.sinkhorn", "flow.kernels"],
     "flow.phases": ["flow.integration"],
+    "flow.regression": ["flow.recording"],
     "flow.sinkhorn": ["flow.kernels"],
     "flow.networks.*": ["flow.networks.*"],
     "flow": [],
@@ -65,9 +66,16 @@ NEVER_USED = [
     "torch.set_deterministic*",
     "torch.use_deterministic_algorithms",
     "torch.backends.*.deterministic",
+    "torch.default_generator*",
+    "torch.cuda.default_generators*",
 ]
-# A user's network draws its weights from the default generator; it is put back as it was.
-EXCEPTIONS = {("flow.networks.build", "seeded_layers"): {"torch.default_generator.manual_seed"}}
+# A user's network draws its weights from the default generators; they are put back as they were.
+EXCEPTIONS = {
+    ("flow.networks.build", "_layer_generators"): {
+        "torch.default_generator",
+        "torch.cuda.default_generators",
+    }
+}
 
 
 class Import(NamedTuple):
@@ -244,17 +252,17 @@ def test_nothing_is_printed_and_no_global_state_is_set():
     assert against == []
 
 
-def test_the_one_seeding_of_the_default_generator_puts_it_back():
-    names = [name for _, name in used_names("flow.networks.build")]
-    assert names.count("torch.default_generator.manual_seed") == 1
-    (build,) = (
+def test_the_one_seeding_of_the_default_generators_puts_them_back():
+    (seeding,) = (
         node
         for node in ast.walk(TREES["flow.networks.build"])
-        if isinstance(node, ast.FunctionDef) and node.name == "seeded_layers"
+        if isinstance(node, ast.FunctionDef)
+        and any(dotted(inner) == "generator.manual_seed" for inner in ast.walk(node))
     )
-    (guard,) = (node for node in ast.walk(build) if isinstance(node, ast.Try))
+    assert seeding.name == "seeded_layers"
+    (guard,) = (node for node in ast.walk(seeding) if isinstance(node, ast.Try))
     restored = {dotted(node) for part in guard.finalbody for node in ast.walk(part)}
-    assert "torch.default_generator.set_state" in restored
+    assert "_set_states" in restored
 
 
 def test_no_assert_statement_guards_the_package():

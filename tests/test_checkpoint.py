@@ -127,7 +127,8 @@ def test_a_fit_that_ends_again_and_again_gets_to_its_end(estimator, tmp_path, mo
 
 
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
-    estimator, losses = ESTIMATORS["NSGFSampler"], []
+    losses = []
+    estimator = clone(ESTIMATORS["NSGFSampler"]).set_params(device="cpu")  # where each step is seen
     n_records = 1 + 1 + 2  # what fit it is, a chunk of flows, the training at 100 and 200 steps
     assert killed_at_write(estimator, tmp_path / "fit", n_records, monkeypatch)
 

@@ -20,6 +20,7 @@ CHEAP = {
 }
 DOUBLE = {**CHEAP, "n_pairings": 2, "pairing_size": 64}
 IMAGES = {"network": "unet", "image_shape": (1, 8, 8), "unet_channels": (4, 8), "max_iter": 5}
+IMAGES |= {"device": "cpu"}  # as the modules; on a GPU a U-Net computes in bfloat16
 SINGLE = NSGFSampler(**CHEAP)
 FLOWS = {
     "euler": SINGLE,

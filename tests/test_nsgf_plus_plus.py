@@ -258,7 +258,8 @@ def test_evaluations_are_the_calls_of_each_network(
 
 
 def test_every_chunk_of_rows_has_the_same_evaluations(flow, calls, monkeypatch):
-    monkeypatch.setattr("sknsgf._base.CPU_CHUNK", 64)
+    for chunk in ("CPU_CHUNK", "CUDA_CHUNK"):
+        monkeypatch.setattr(f"sknsgf._base.{chunk}", 64)
     flow.transform(X_source)
     n_calls = sum(sum(counts.values()) for counts in calls.values())
     assert n_calls == 4 * flow.n_evaluations_

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from sknsgf.flow.recording import Recorded
 
 Batch = tuple[Tensor, ...]  # what the network is called with, and last the targets
 SCHEDULES = ("cosine", "constant")
@@ -82,6 +85,7 @@ def fit_regression(
     on_check: Callable[[_Run], bool] | None = None,
     state: dict | None = None,
     share_batches: bool = False,
+    record: bool = False,
 ) -> Regression:
     """Train ``network`` in place by AdamW on the mean squared error, and return its average.
 
@@ -121,6 +125,10 @@ def fit_regression(
     share_batches : bool, default=False
         Whether each process of a ``torch.distributed`` group takes an equal part of the rows of
         each batch, which must be the same in all processes.
+    record : bool, default=False
+        Whether, on a GPU, steps are recorded once and replayed, which is far faster where networks
+        are small. The network must do the same whatever the values it is called with; shared
+        batches are not recorded.
 
     Returns
     -------
@@ -145,7 +153,8 @@ def fit_regression(
     >>> len(losses), losses[-1] < losses[0] / 2
     (50, True)
     """
-    run = _Run(network, learning_rate, weight_decay, ema_decay, loss_weight, share_batches)
+    options = loss_weight, share_batches, record
+    run = _Run(network, learning_rate, weight_decay, ema_decay, *options)
     if state is not None:
         run.load_state(state)
     network.train()
@@ -177,12 +186,24 @@ class _Run:
         ema_decay: float,
         loss_weight: Callable[..., Tensor] | None,
         share_batches: bool,
+        record: bool,
     ) -> None:
         self.network, self.loss_weight = network, loss_weight
         self.replica = DistributedDataParallel(network) if share_batches else network
+        device = next(network.parameters()).device
+        records = record and device.type == "cuda" and not share_batches
+        self.learning_rate: float | Tensor = learning_rate
+        if records:  # numbers outside of tensors stay what they were when they were recorded
+            self.learning_rate = torch.tensor(learning_rate, dtype=torch.float32, device=device)
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+            network.parameters(),
+            lr=self.learning_rate,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=records,
         )
+        update = partial(_gradient_step, self.replica, self.optimizer, loss_weight)
+        self.update = Recorded(update, device) if records else update
         self.average = _Average(network, ema_decay)
         self.iteration, self.is_stopped = 0, False
         self.losses: list[float] = []
@@ -193,19 +214,19 @@ class _Run:
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the next step."""
-        self.optimizer.param_groups[0]["lr"] = rate
+        if isinstance(self.learning_rate, Tensor):
+            self.learning_rate.fill_(rate)
+        else:
+            self.optimizer.param_groups[0]["lr"] = rate
 
     def step(self, batch: Batch) -> None:
         """Take a gradient step."""
         if self.replica is not self.network:
             batch = _share_of(batch)
-        self.optimizer.zero_grad()
-        loss = mean_squared_error(self.replica, batch, self.loss_weight)
-        loss.backward()
-        self.optimizer.step()
+        loss = self.update(*batch)
         self.iteration += 1
         self.average.update(self.iteration)
-        self.latest.append(loss.detach())
+        self.latest.append(loss)
 
     def look(self, validation: Batch | None, tol: float, n_iter_no_change: int) -> None:
         """Look at the losses since the last time, and at the held-out loss."""
@@ -251,6 +272,7 @@ class _Run:
             setattr(self, name, copy.copy(state[name]))
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate  # a tensor that is recorded
         self.average.network.load_state_dict(state["average"])
         if state["best"] is not None:
             self.best = copy.deepcopy(self.average.network)
@@ -272,6 +294,20 @@ class _Average:
         torch._foreach_lerp_(*self.weights, 1 - memory)  # all at once, as torch's own averages do
         for kept, current in zip(self.network.buffers(), self.trained.buffers(), strict=True):
             kept.copy_(current)
+
+
+def _gradient_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_weight: Callable[..., Tensor] | None,
+    *batch: Tensor,
+) -> Tensor:
+    """Move the weights against the gradient of the loss, and return the loss."""
+    optimizer.zero_grad()
+    loss = mean_squared_error(network, batch, loss_weight)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def _share_of(batch: Batch) -> Batch:

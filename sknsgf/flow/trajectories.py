@@ -152,9 +152,11 @@ class TrajectoryPool:
         step_sizes: Sequence[float] | None = None,
     ) -> None:
         self.positions, self.time, self.target = positions, time, target
-        self.step_sizes = step_sizes
         self._points = positions.flatten(0, 1)  # selected from in one go, which is far faster
         self.dtype = torch.promote_types(positions.dtype, torch.float32)
+        self.step_sizes: Tensor | None = None
+        if step_sizes is not None:
+            self.step_sizes = positions.new_tensor(step_sizes, dtype=self.dtype)
         self.epoch = positions.new_empty(0, dtype=torch.int64)
 
     @property
@@ -198,7 +200,7 @@ class TrajectoryPool:
             return x, t, velocity
         if self.step_sizes is None:
             return x, t, x + (1 - t)[:, None] * velocity
-        return x, t, here + move / move.new_tensor(self.step_sizes)[step, None]
+        return x, t, here + move / self.step_sizes[step, None]
 
     def _next_rows(self, n: int, generator: torch.Generator) -> Tensor:
         while len(self.epoch) < n:

@@ -3,12 +3,14 @@ import math
 
 import pytest
 import torch
+from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from sknsgf.flow.networks import VelocityMLP
 from sknsgf.flow.regression import (
     CHECK_EVERY,
+    SCHEDULES,
     DivergenceError,
     fit_regression,
     mean_squared_error,
@@ -16,6 +18,8 @@ from sknsgf.flow.regression import (
 
 RATE = 0.01
 FAR = 1e6  # seen from there the gradient is constant, and AdamW moves by its learning rate
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -504,3 +508,44 @@ def test_training_leaves_the_global_generator_as_it_was():
     before = torch.get_rng_state()
     small_fit()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def gpu_fit(batches, **options):
+    """Train a network on a GPU by steps that are recorded, unless asked otherwise."""
+    network, draws = mlp(2, (32, 32)).cuda(), iter(batches)
+    options = {"n_iterations": len(batches), "weight_decay": 0.1, "record": True} | options
+    return fit_regression(network, lambda: next(draws), **options)
+
+
+def gpu_batches(sizes):
+    drawn = [points(n, 2, seed) for seed, n in enumerate(sizes)]
+    return [(x.cuda(), t.cuda(), (x.sin() + t[:, None]).cuda()) for x, t in drawn]
+
+
+@needs_cuda
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_recorded_steps_are_those_taken_one_by_one(schedule):
+    batches = gpu_batches([64] * 30 + [48] + [64] * 9)
+    plain, recorded = (gpu_fit(batches, schedule=schedule, record=r) for r in (False, True))
+    assert recorded.losses == pytest.approx(plain.losses, rel=1e-4)
+    for one, other in zip(recorded.network.parameters(), plain.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@needs_cuda
+def test_recorded_training_goes_on_from_its_state_bit_by_bit():
+    batches, states = gpu_batches([64] * (2 * CHECK_EVERY)), []
+    whole = gpu_fit(batches, on_check=lambda run: states.append(run.state()))
+    rest = batches[CHECK_EVERY:]
+    resumed = gpu_fit(rest, n_iterations=len(batches), state=states[0])
+    assert resumed.losses == whole.losses
+    for one, other in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_cuda
+def test_trainings_in_threads_are_recorded_side_by_side():
+    batches = gpu_batches([64] * CHECK_EVERY)
+    expected = gpu_fit(batches).losses
+    fits = Parallel(n_jobs=4, prefer="threads")(delayed(gpu_fit)(batches) for _ in range(8))
+    assert all(fit.losses == expected for fit in fits)

@@ -13,7 +13,7 @@ from sknsgf.flow.networks.mlp import EndpointMLP, TransitionMLP, VelocityMLP
 from sknsgf.flow.networks.transition import TransitionCNN
 from sknsgf.flow.networks.unet import VelocityUNet
 
-_GLOBAL_GENERATOR = RLock()
+_GLOBAL_GENERATORS = RLock()
 
 
 def build_network(
@@ -122,18 +122,41 @@ def _generator(seed: int) -> torch.Generator:
 
 
 @contextmanager
-def seeded_layers(seed: int, state: Tensor | None = None) -> Iterator[None]:
+def seeded_layers(
+    seed: int, device: torch.device | str = "cpu", states: Sequence[Tensor] | None = None
+) -> Iterator[None]:
     """Make what a user's layers draw a function of ``seed``: initial weights, dropout.
 
-    They draw from torch's global CPU generator: it is seeded for the block, or given a ``state``
-    that it had in such a block, and put back as it was, by one thread at a time.
+    They draw from torch's global generators, that of the CPU and that of the ``device``: these are
+    seeded for the block, or given the ``states`` that :func:`layer_states` found in such a block,
+    and put back as they were, by one thread at a time.
     """
-    with _GLOBAL_GENERATOR:
-        before = torch.default_generator.get_state()
+    with _GLOBAL_GENERATORS:
+        generators, before = _layer_generators(device), layer_states(device)
         try:
-            torch.default_generator.manual_seed(seed)
-            if state is not None:
-                torch.default_generator.set_state(state)
+            for generator in generators:
+                generator.manual_seed(seed)
+            if states is not None:
+                _set_states(generators, states)
             yield
         finally:
-            torch.default_generator.set_state(before)
+            _set_states(generators, before)
+
+
+def layer_states(device: torch.device | str) -> list[Tensor]:
+    """States of the generators that layers on a device draw from."""
+    return [generator.get_state() for generator in _layer_generators(device)]
+
+
+def _layer_generators(device: torch.device | str) -> list[torch.Generator]:
+    device, generators = torch.device(device), [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # before, there are no generators
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    return generators
+
+
+def _set_states(generators: list[torch.Generator], states: Sequence[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
