@@ -29,7 +29,7 @@ def fit(n_features):
     X_source = rng.standard_normal((20_000, n_features), dtype=np.float32)
     X_target = np.abs(rng.standard_normal((20_000, n_features), dtype=np.float32)) + 1
     clock = StageClock(perf_counter)
-    flow = sknsgf.NSGFPlusPlus(n_flows=32, n_pairings=16, max_iter=10, random_state=0)
+    flow = sknsgf.NSGFPlusPlus(max_iter=10, random_state=0)
     with sknsgf.distributed() as rank:
         flow.set_callbacks(clock).fit(X_source, X_target)
     if rank == 0:
