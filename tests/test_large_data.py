@@ -212,7 +212,7 @@ def test_a_file_of_objects_is_refused_and_not_unpickled(fitted, on_disk):
         (X_source[:0], r"Found array with 0 sample\(s\)"),
         (X_source[:, :0], r"Found array with 0 feature\(s\)"),
         (X_source + 1j, "Complex data not supported"),
-        (X_source.astype(str).astype("U3") + "x", "could not convert string to float"),
+        (np.char.add(X_source.astype(str).astype("U3"), "x"), "could not convert string to float"),
     ],
 )
 def test_a_file_of_what_are_no_rows_raises_as_the_array_does(fitted, on_disk, rows, message):

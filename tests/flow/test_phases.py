@@ -122,6 +122,26 @@ def test_every_point_ends_at_its_predicted_end_whatever_its_time(points, n_strai
         assert moved.isfinite().all()
 
 
+@pytest.mark.parametrize(("start", "of_a_step"), [(None, 1.0), (0.0, 1.0), (0.5, 0.5), (1.0, 8e-6)])
+def test_the_remaining_time_is_bounded_by_half_a_step(points, start, of_a_step):
+    def straight(smallest_remaining):
+        bounds.append(smallest_remaining)
+        return constant(SECOND)
+
+    bounds = []
+    start_time = start if start is None else lambda x: torch.full_like(x[:, 0], start)
+    flow = phases(straight=straight, start_time=start_time, n_straight_steps=4)
+    flow.forward(points)
+    flow.backward(points)
+    forward, backward = (
+        bounds  # backward, the time at which a point would have entered is not known
+    )
+    assert torch.as_tensor(forward).flatten().tolist() == pytest.approx(
+        [of_a_step / 8] * (1 if start is None else len(points))
+    )
+    assert backward == 1 / 8
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_predicted_times_are_cut_to_the_unit_interval(points, direction):
     wild = torch.tensor([-0.7, 0.4, 1.8], dtype=torch.float64)
