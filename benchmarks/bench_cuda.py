@@ -2,9 +2,11 @@
 
     python benchmarks/bench_cuda.py
 
-Needs a CUDA device (``--device cpu`` only shows that the script runs). Times are medians of calls
-that were waited for. A floor is the time that counted operations or bytes take at rates measured
-first: a stored kernel is read twice per iteration, a streamed one costs the products of its clouds.
+Needs a CUDA device (``--device cpu`` only shows that the script runs). Times of iterations and
+velocities are medians of calls that were waited for, that of a step is the mean of 300 after they
+were recorded, those of fits are of one. A floor is the time that counted operations or bytes take
+at rates measured first: a stored kernel is read twice per iteration, a streamed one costs the
+products of its clouds.
 """
 
 import argparse
@@ -84,7 +86,7 @@ def iterations(device):
             streamed = kernels.StreamedKernel(*scaled, buffer)
             yield {
                 "features": d,
-                "kernel": f"streamed, blocks of {block} entries",
+                "kernel": f"streamed, blocks of {len(buffer):,} entries",
                 "ms": f"{milliseconds(partial(streamed.marginal, h), device):.3f}",
                 "floor (ms)": f"{2 * n * n * d / multiplied:.3f}",
             }
@@ -205,7 +207,7 @@ def report(name, rows, device):
         print(*row.values(), sep="  ", flush=True)
         kept.append(row)
     if device == "cuda":
-        publish(name, kept, COMMAND)
+        publish(name, kept, COMMAND, torch.cuda.get_device_name())
 
 
 if __name__ == "__main__":

@@ -50,16 +50,12 @@ def make_contenders(n_pixels, n_steps, seed):
     """Estimators to compare, by name."""
     network = {"hidden_layer_sizes": (WIDTHS.get(n_pixels, LARGE_WIDTH),) * 3}
     ours = network | {"pool": "online", "random_state": seed}
-    flows = {"flow_batch_size": 1024, "n_flows": 128}
-    pairs = {"n_flows": 64, "pairing_size": 2048, "n_pairings": 128}
     contenders = {
-        "NSGFSampler": NSGFSampler(max_iter=n_steps, **flows, **ours),
-        "NSGFPlusPlus": NSGFPlusPlus(max_iter=n_steps * 2 // 3, **pairs, **ours),
-        "NSGFPlusPlus, half the steps": NSGFPlusPlus(
-            max_iter=n_steps // 3, **pairs | {"n_flows": 32, "n_pairings": 64}, **ours
-        ),
+        "NSGFSampler": NSGFSampler(max_iter=n_steps, **ours),
+        "NSGFPlusPlus": NSGFPlusPlus(max_iter=n_steps * 2 // 3, **ours),
+        "NSGFPlusPlus, half the steps": NSGFPlusPlus(max_iter=n_steps // 3, **ours),
         "NSGFPlusPlus, step_size=1": NSGFPlusPlus(
-            n_steps=1, step_size=1.0, max_iter=n_steps * 2 // 3, **pairs, **ours
+            n_steps=1, step_size=1.0, max_iter=n_steps * 2 // 3, **ours
         ),
     }
     if HAS_TORCHCFM:

@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PACKAGES = ("sknsgf", "torch", "numpy", "scikit-learn", "POT", "geomloss", "ott-jax", "jax")
@@ -27,13 +25,6 @@ def summary(values, digits=None):
         digits = max(0, 2 - math.floor(math.log10(max(abs(mean(values)), 1e-3))))
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
-
-
-def machine():
-    """Names of the processor and, if there is one, of the GPU."""
-    if torch.cuda.is_available():
-        return f"{processor()}, {torch.cuda.get_device_name()}"
-    return processor()
 
 
 def processor():
@@ -57,9 +48,13 @@ def versions():
     return ", ".join(found)
 
 
-def publish(name, rows, command):
-    """Write rows (dicts of strings and numbers) to ``results/name.csv`` and to the docs' table."""
-    origin = f"{command}; {machine()}; Python {platform.python_version()}, {versions()}"
+def publish(name, rows, command, gpu=None):
+    """Write rows (dicts of strings and numbers) to ``results/name.csv`` and to the docs' table.
+
+    The machine is named by its processor, and by the name of a GPU that took part.
+    """
+    machine = f"{processor()}, {gpu}" if gpu else processor()
+    origin = f"{command}; {machine}; Python {platform.python_version()}, {versions()}"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with path.open("w", newline="") as file:
@@ -69,7 +64,7 @@ def publish(name, rows, command):
         writer.writerows(rows)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
     lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
-    table = "\n".join([*lines, "", f"`{command}` on {machine()}; {versions()}."])
+    table = "\n".join([*lines, "", f"`{command}` on {machine}; {versions()}."])
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     page = PAGE.read_text()
     head, _, rest = page.partition(begin)

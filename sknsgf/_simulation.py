@@ -26,7 +26,13 @@ from sknsgf._torch_bridge import (
     thread_map,
     torch_generator,
 )
-from sknsgf._validation import check_finite_flows, check_pool_size, pool_errors, pool_folder
+from sknsgf._validation import (
+    check_finite_flows,
+    check_pool_size,
+    megabytes,
+    pool_errors,
+    pool_folder,
+)
 from sknsgf.flow.external import SOLVERS, choose_solver
 from sknsgf.flow.paths import make_pairing
 from sknsgf.flow.trajectories import (
@@ -251,9 +257,9 @@ def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
     n_train = n_flows - n_held_out
     n_parts = ceil(n_train / (at_once - n_held_out))
     logger.info(
-        "Pool of %d trajectories: %.1f MB in %d part(s)%s",
+        "Pool of %d trajectories: %s in %d part(s)%s",
         n_flows * flow_shape[0],
-        n_flows * flow_bytes / 1e6,
+        megabytes(n_flows * flow_bytes),
         n_parts,
         f" on disk, in {pool_folder(estimator)}" if simulate.on_disk else "",
     )

@@ -140,7 +140,7 @@ def _are_numbers(value, estimator):
 
 def _is_design(value, estimator):
     """Tell whether a design is what parameters of the fitted features can ask for."""
-    if not isinstance(value, NetworkDesign):
+    if not isinstance(value, NetworkDesign) or any(isinstance(v, np.ndarray) for v in value):
         return False
     asking = type(estimator)(
         network=value.network,

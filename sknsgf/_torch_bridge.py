@@ -185,12 +185,12 @@ def load_linear_algebra(device):
     """Let torch load its solvers for GPUs, if need be: it fails where two threads do so at once."""
     if torch.device(device).type == "cuda":
         with _loading:
-            _load_cuda_solvers()
+            _load_cuda_solvers(device)
 
 
 @cache
-def _load_cuda_solvers():
-    one = torch.ones(1, 1, dtype=torch.float32, device="cuda")
+def _load_cuda_solvers(device):
+    one = torch.ones(1, 1, dtype=torch.float32, device=device)
     torch.linalg.solve(one, one)
 
 

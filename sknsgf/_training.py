@@ -29,13 +29,22 @@ from sknsgf._validation import (
     resolve_device,
     training_errors,
 )
-from sknsgf.flow.networks import EndpointMLP, layer_states, seeded_layers
+from sknsgf.flow.networks import (
+    EndpointMLP,
+    TransitionCNN,
+    TransitionMLP,
+    VelocityMLP,
+    VelocityUNet,
+    layer_states,
+    seeded_layers,
+)
 from sknsgf.flow.regression import CHECK_EVERY, fit_regression
 
 KEPT_ROWS = 10_000  # rows of each sample that a fitted estimator keeps
 ENDPOINT_FEATURES = 16  # from this many features on, endpoints are learned better than velocities
 LEARNING_RATES = {"velocity": 4e-3, "endpoint": 2e-3}
 POOL_ROWS, MOST_BATCHES = 2**17, 128  # of an automatic number of batches
+OWN_NETWORKS = {EndpointMLP, TransitionCNN, TransitionMLP, VelocityMLP, VelocityUNet}
 VALIDATION_POINTS = 8_192  # points of the held-out flows that early stopping looks at
 
 
@@ -167,7 +176,7 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
             on_check=at_check,
             state=kept and kept["run"],
             share_batches=_distributed.shares_batches(),
-            record=isinstance(estimator.network, str),  # a user's may look at values
+            record=type(network) in OWN_NETWORKS,  # a user's may look at values
         )
         # Machines of different kinds round differently.
         _distributed.broadcast(result.network.state_dict().values(), 0)

@@ -398,18 +398,24 @@ def check_pool_size(estimator, n_flows, flow_bytes, counted):
     name = type(estimator).__name__
     if estimator.pool == "memory":
         raise ValueError(
-            f"The pool of {name} would take {total / 1e6:.1f} MB, more than "
+            f"The pool of {name} would take {megabytes(total)}, more than "
             f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use "
             "pool_dtype='float16', pool='online' or pool='memmap', or raise max_pool_size."
         )
     smallest = (2 if estimator.early_stopping else 1) * flow_bytes  # one is held out
     if smallest > budget:
         raise ValueError(
-            f"The smallest part of the pool of {name} takes {smallest / 1e6:.1f} MB, more than "
+            f"The smallest part of the pool of {name} takes {megabytes(smallest)}, more than "
             f"max_pool_size={estimator.max_pool_size:g}. Lower {counted.split(' or ')[-1]}, or "
             "raise max_pool_size."
         )
     return int(budget // flow_bytes)
+
+
+def megabytes(n_bytes):
+    """Size as text in the unit of `max_pool_size`; a small one is not nothing."""
+    size = n_bytes / 1e6
+    return f"{size:.1f} MB" if size >= 1 else f"{size:.2g} MB"
 
 
 def pool_folder(estimator):
@@ -425,7 +431,7 @@ def pool_errors(estimator, n_bytes):
     except OSError as error:
         raise OSError(
             error.errno,
-            f"The pool of {type(estimator).__name__} takes {n_bytes / 1e6:.1f} MB on disk, which "
+            f"The pool of {type(estimator).__name__} takes {megabytes(n_bytes)} on disk, which "
             f"could not be had: {error.strerror}. Name a folder with more room by pool_directory, "
             "or use pool='online'",
             os.fspath(pool_folder(estimator)),

@@ -15,7 +15,8 @@ from torch import Tensor
 
 LOG2_E = math.log2(math.e)  # exponentials are taken in base 2: up to 3 times faster on CPU
 EXPONENT_FLOOR = -86.0  # 2**-86 = 1e-26: denormal numbers below would slow everything 7 to 10 times
-# Entries of a kernel that are in memory at a time when it is streamed: they fit in the caches.
+# Entries of a kernel that are in memory at a time when it is streamed: on a CPU they fit in the cache,
+# on a GPU launches cost little beside the work on so many.
 STREAM_BLOCK, CUDA_STREAM_BLOCK = 2**18, 2**23
 # Logarithm of a scaling above which it moves into the stored kernel: twice that still keeps entries
 # at the floor, e**-60, from weighing anything.
@@ -189,7 +190,7 @@ def _symmetric_exponentials(q: Tensor, k: Tensor, bias: Tensor, buffer: Tensor) 
 
 
 def row_blocks(x: Tensor, y: Tensor) -> list[slice]:
-    """Cut the rows of a kernel into blocks of about ``STREAM_BLOCK`` entries."""
+    """Cut the rows of a kernel into blocks of a size that suits the device."""
     entries = STREAM_BLOCK if x.device.type == "cpu" else CUDA_STREAM_BLOCK
     # A wide product needs rows to amortise the reading of its keys.
     rows = max(32, min(y.shape[2], 256), entries // (x.shape[0] * y.shape[1]))

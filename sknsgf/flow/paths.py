@@ -107,7 +107,8 @@ class PlanPairing:
         for block in row_blocks(x[None], y[None]):
             plan = plan_rows(x[None, block], y[None], g, blur=self.blur)[0].cumsum(-1)
             choices.append(torch.searchsorted(plan, u[block] * plan[:, -1:])[:, 0])
-        return y[torch.cat(choices)]  # u < 1: never beyond the last row
+        rows = torch.cat(choices).clamp_(max=len(y) - 1)  # of a plan of NaN, it is beyond the last
+        return y[rows]
 
 
 def make_pairing(name: str, *, blur: float, tol: float, max_iter: int) -> Pairing:

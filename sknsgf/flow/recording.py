@@ -6,14 +6,21 @@ launch them one by one takes ten times as long as they run.
 
 from __future__ import annotations
 
-import threading
+import logging
+from collections import defaultdict
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 WARM_UP_CALLS = 3  # until all workspaces are allocated, and the optimiser has its state
-_recordings = threading.Lock()  # a recording fails where another thread waits for the whole device
+_recording = Lock()  # one at a time: it waits for the whole device first, which would spoil another
+_streams = Lock()
+# Streams that no recording uses. New ones for each would repeat after 32, and share workspaces.
+_idle_streams: defaultdict[int, list[torch.cuda.Stream]] = defaultdict(list)
 
 
 class Recorded:
@@ -29,35 +36,50 @@ class Recorded:
 
     Notes
     -----
-    Calls with tensors of other shapes than the first call's are not replayed.
+    All calls must be made on one stream, and :meth:`close` after the last. Calls with tensors of
+    other shapes than the first call's are not replayed; nothing is where recording fails, for want
+    of memory or since another thread waited for the device meanwhile.
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
-        self.function, self.device = function, device
-        self.stream = torch.cuda.Stream(device)
+        self.function = function
+        self.index = torch.cuda.current_device() if device.index is None else device.index
+        with _streams:
+            idle = _idle_streams[self.index]
+            self.stream = idle.pop() if idle else torch.cuda.Stream(self.index)
         self.inputs: tuple[Tensor, ...] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.output: Tensor | None = None
-        self.n_calls = 0
+        self.n_calls, self.fails = 0, False
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """Do what the function does, and return what it returns."""
         if self.inputs is None:
             self.inputs = tuple(tensor.clone() for tensor in tensors)
-        shapes = [tensor.shape for tensor in tensors]
-        if self.n_calls < WARM_UP_CALLS or shapes != [kept.shape for kept in self.inputs]:
-            self.n_calls += 1
+        if self.fails or _kinds(tensors) != _kinds(self.inputs):
             return self._call(tensors)
-        if self.graph is None:
+        self.n_calls += 1
+        if self.n_calls > WARM_UP_CALLS and self.graph is None:
             self._record()
+        if self.graph is None:
+            return self._call(tensors)
         for kept, tensor in zip(self.inputs, tensors, strict=True):
             kept.copy_(tensor)
         self.graph.replay()
         return self.output.clone()
 
+    def close(self) -> None:
+        """Give back what the recording holds."""
+        torch.cuda.current_stream(self.index).synchronize()  # the last replay may still run
+        if self.graph is not None:
+            self.graph.reset()
+        self.graph = self.output = self.inputs = None
+        with _streams:
+            _idle_streams[self.index].append(self.stream)
+
     def _call(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Call the function on the stream that it is recorded on."""
-        current = torch.cuda.current_stream(self.device)
+        current = torch.cuda.current_stream(self.index)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             output = self.function(*tensors)
@@ -67,6 +89,17 @@ class Recorded:
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         options = {"stream": self.stream, "capture_error_mode": "thread_local"}
-        with _recordings, torch.cuda.device(self.device), torch.cuda.graph(graph, **options):
-            self.output = self.function(*self.inputs)
-        self.graph = graph
+        current = torch.cuda.current_stream(self.index)
+        try:
+            # The outer stream context restores the current stream where the recording fails.
+            with _recording, torch.cuda.stream(current), torch.cuda.graph(graph, **options):
+                self.output = self.function(*self.inputs)
+        except RuntimeError as error:  # nothing was done: a recording runs no kernel
+            logger.info("Gradient steps are not recorded: %s", error)
+            self.fails = True
+        else:
+            self.graph = graph
+
+
+def _kinds(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]

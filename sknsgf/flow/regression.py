@@ -158,18 +158,19 @@ def fit_regression(
     if state is not None:
         run.load_state(state)
     network.train()
-    while run.iteration < n_iterations and not run.is_stopped:
-        if schedule == "cosine":
-            progress = run.iteration / n_iterations
-            run.set_learning_rate(learning_rate * (1 + math.cos(math.pi * progress)) / 2)
-        run.step(draw())
-        if on_iteration is not None:
-            on_iteration(run.iteration)
-        if run.iteration % CHECK_EVERY and run.iteration < n_iterations:
-            continue
-        run.look(validation, tol, n_iter_no_change)
-        if on_check is not None and on_check(run):
-            run.is_stopped = True
+    with run:
+        while run.iteration < n_iterations and not run.is_stopped:
+            if schedule == "cosine":
+                progress = run.iteration / n_iterations
+                run.set_learning_rate(learning_rate * (1 + math.cos(math.pi * progress)) / 2)
+            run.step(draw())
+            if on_iteration is not None:
+                on_iteration(run.iteration)
+            if run.iteration % CHECK_EVERY and run.iteration < n_iterations:
+                continue
+            run.look(validation, tol, n_iter_no_change)
+            if on_check is not None and on_check(run):
+                run.is_stopped = True
     return run.result()
 
 
@@ -191,19 +192,19 @@ class _Run:
         self.network, self.loss_weight = network, loss_weight
         self.replica = DistributedDataParallel(network) if share_batches else network
         device = next(network.parameters()).device
-        records = record and device.type == "cuda" and not share_batches
+        self.records = record and device.type == "cuda" and not share_batches
         self.learning_rate: float | Tensor = learning_rate
-        if records:  # numbers outside of tensors stay what they were when they were recorded
+        if self.records:  # numbers outside of tensors stay what they were when they were recorded
             self.learning_rate = torch.tensor(learning_rate, dtype=torch.float32, device=device)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=self.learning_rate,
             weight_decay=weight_decay,
             fused=True,
-            capturable=records,
+            capturable=self.records,
         )
         update = partial(_gradient_step, self.replica, self.optimizer, loss_weight)
-        self.update = Recorded(update, device) if records else update
+        self.update = Recorded(update, device) if self.records else update
         self.average = _Average(network, ema_decay)
         self.iteration, self.is_stopped = 0, False
         self.losses: list[float] = []
@@ -212,9 +213,17 @@ class _Run:
         self.best: nn.Module | None = None
         self.best_loss, self.n_bad = math.inf, 0
 
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, *error: object) -> None:
+        """Give back what a recording holds."""
+        if self.records:
+            self.update.close()
+
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the next step."""
-        if isinstance(self.learning_rate, Tensor):
+        if self.records:
             self.learning_rate.fill_(rate)
         else:
             self.optimizer.param_groups[0]["lr"] = rate
@@ -272,7 +281,8 @@ class _Run:
             setattr(self, name, copy.copy(state[name]))
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate  # a tensor that is recorded
+        # What a recording needs to be its own.
+        self.optimizer.param_groups[0].update(lr=self.learning_rate, capturable=self.records)
         self.average.network.load_state_dict(state["average"])
         if state["best"] is not None:
             self.best = copy.deepcopy(self.average.network)

@@ -255,3 +255,13 @@ def test_a_point_far_from_all_others_is_paired():
     far = torch.tensor([[1e3, 0.0]])
     partner = pairing(far, y, generator())
     assert torch.equal(partner[0], y[y[:, 0].argmax()])
+
+
+@pytest.mark.parametrize("far", [1e15, 1e30])
+def test_a_plan_that_float32_is_too_short_for_gives_some_partners_and_reports_it(far):
+    x = torch.tensor([[far, -far], [0.0, 1.0], [-far, 0.0]])
+    y = torch.tensor([[1.0, 0.0], [2.0, 1.0], [3.0, 5.0]])
+    pairing = make_pairing("sinkhorn", blur=0.1, tol=1e-2, max_iter=20)
+    partners = pairing(x, y, torch.Generator().manual_seed(0))
+    assert torch.isin(partners, y).all()
+    assert pairing.error == torch.inf
