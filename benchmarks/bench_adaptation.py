@@ -40,7 +40,6 @@ CLASSIFIERS = {
     "1-NN": KNeighborsClassifier(n_neighbors=1),
     "logistic regression": LogisticRegression(max_iter=2_000),
 }
-BATCHES = {"flow_batch_size": 1024, "n_flows": 128}  # the defaults when this was measured
 TUNED = {
     "blur": 3.0,
     "n_steps": 1,
@@ -68,7 +67,7 @@ def make_transports(seed):
         "POT SinkhornLpl1Transport": PotTransport(
             SinkhornLpl1Transport(reg_e=0.05, reg_cl=0.1, norm="max")
         ),
-        "NSGFSampler, defaults": NSGFSampler(random_state=seed, **BATCHES),
+        "NSGFSampler, defaults": NSGFSampler(random_state=seed),
     }
     ours = {f"NSGFSampler, tuned, {d}": (tuned, d) for d in ("forward", "backward", "inverse")}
     return {name: (transport, "forward") for name, transport in others.items()} | ours

@@ -9,9 +9,8 @@ number of times that a network is evaluated for it. How few are enough?
 
 :class:`~sknsgf.NSGFSampler` follows the Sinkhorn gradient flow in as many steps as you like;
 :class:`~sknsgf.NSGFPlusPlus` is made for few: here one step of the Sinkhorn flow, whose digits are
-blurred, and then a second network that sharpens them along nearly straight paths. With two to ten
-evaluations its digits are closer to real ones that no flow has seen; with more its values spread
-too far.
+blurred, and then a second network that sharpens them along nearly straight paths. From two
+evaluations on its digits are closer to real ones that no flow has seen.
 """
 
 # %%
@@ -112,10 +111,9 @@ plt.show()
 # How few are enough?
 # -------------------
 #
-# From two evaluations to ten, :class:`~sknsgf.NSGFPlusPlus` has the least energy distance to the
-# test digits, and after ten it is close to the floor, the distance of the training digits. Do not
-# take twenty: the field of the second network is then followed to where it spreads the pixels too
-# far. The other two flows gain with every step, but twenty do not bring them as close.
+# From two evaluations on, :class:`~sknsgf.NSGFPlusPlus` has the least energy distance to the test
+# digits, and after twenty it is close to the floor, the distance of the training digits. All flows
+# gain with every step, but twenty do not bring the other two to where it is after ten.
 
 floor = energy_distance(X_train, X_test)
 print(f"Energy distance to {len(X_test)} test digits (training digits: {floor:.2f}):")

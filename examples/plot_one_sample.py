@@ -132,11 +132,11 @@ plt.show()
 # ------
 #
 # Images of 8 x 8 pixels have 64 features. In energy distance the flow with its default of 10 steps
-# is far behind; with 50, all three models are about equally close. But look: within a component the
+# is far behind; with 50 it is at least as close as the others. But look: within a component the
 # mixture's pixels vary each on its own, so that its digits are ragged, and farther from real ones
 # than those are from each other (*nearest*). The kernel density copies training digits and adds
 # noise to every pixel, even to those that are always white. The flow's digits are clean, though not
-# each of them is one, and they lie somewhat nearer to the training digits than the test digits do.
+# each of them is one, and they lie about as far from the training digits as the test digits do.
 #
 # What the flow does not have is a density: where likelihoods are wanted, take one of the others.
 # Where network evaluations count, see :ref:`sphx_glr_auto_examples_plot_digits.py`.
