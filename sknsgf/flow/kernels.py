@@ -15,8 +15,8 @@ from torch import Tensor
 
 LOG2_E = math.log2(math.e)  # exponentials are taken in base 2: up to 3 times faster on CPU
 EXPONENT_FLOOR = -86.0  # 2**-86 = 1e-26: denormal numbers below would slow everything 7 to 10 times
-# Entries of a kernel that are in memory at a time when it is streamed: on a CPU they fit in the cache,
-# on a GPU launches cost little beside the work on so many.
+# Entries of a kernel that are in memory at a time when it is streamed: on a CPU they fit in the
+# cache, on a GPU launches cost little beside the work on so many.
 STREAM_BLOCK, CUDA_STREAM_BLOCK = 2**18, 2**23
 # Logarithm of a scaling above which it moves into the stored kernel: twice that still keeps entries
 # at the floor, e**-60, from weighing anything.
