@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 import sknsgf
@@ -65,6 +66,19 @@ def results(tmp_path_factory):
 def opened(folder, name):
     flow = sknsgf.load(folder / f"{name}.safetensors")
     return {name: getattr(flow, name) for name in flow._fitted_attributes if hasattr(flow, name)}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_process_with_a_gpu_fits_what_plain_python_does_there(tmp_path):
+    flows = []
+    for n_processes in (0, 1):
+        folder = tmp_path / str(n_processes)
+        folder.mkdir()
+        done = launch(n_processes, "gpu", folder)
+        assert done.returncode == 0, done.stderr
+        flows.append(opened(folder, "gpu"))
+    assert [flow.pop("device_") for flow in flows] == ["cuda", "cuda:0"]
+    np.testing.assert_equal(*flows)
 
 
 @by_several

@@ -92,6 +92,35 @@ def test_where_the_system_stops_the_writing_the_older_file_stays(kind, fitted, t
     assert path.read_bytes() == before
 
 
+POOL_ON_A_SMALL_DISK = """
+import os, resource, sys
+import sknsgf
+flow = sknsgf.load(sys.argv[1])
+flow.set_params(pool="memmap", max_pool_size=0.001, pool_directory=sys.argv[2])
+before = dict(vars(flow))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    flow.fit(flow.source_sample_, flow.target_sample_)
+except OSError as error:
+    print(error.errno, error.filename)
+    print("Name a folder with more room by pool_directory" in str(error))
+print(all(vars(flow)[name] is value for name, value in before.items()))
+"""
+
+
+@each_kind
+def test_where_the_system_has_no_room_for_a_pool_the_fit_stops_and_the_older_one_stays(
+    kind, fitted, tmp_path
+):
+    pytest.importorskip("resource")
+    path, folder = tmp_path / "flow.safetensors", tmp_path / "pool"
+    fitted[kind].save(path)
+    folder.mkdir()
+    said = run_in_process(POOL_ON_A_SMALL_DISK, path, folder)
+    assert said.splitlines() == [f"{errno.EFBIG} {folder}", "True", "True"]
+    assert os.listdir(folder) == []
+
+
 # Numbers
 
 
