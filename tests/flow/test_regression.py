@@ -522,6 +522,15 @@ def gpu_batches(sizes):
     return [(x.cuda(), t.cuda(), (x.sin() + t[:, None]).cuda()) for x, t in drawn]
 
 
+def test_nothing_is_recorded_on_a_cpu():
+    batch = (*points(32, 1), points(32, 1, seed=1)[0])
+    plain, recorded = (
+        fit_regression(mlp(1), lambda: batch, n_iterations=20, record=record)
+        for record in (False, True)
+    )
+    assert recorded.losses == plain.losses
+
+
 @needs_cuda
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_recorded_steps_are_those_taken_one_by_one(schedule):

@@ -23,6 +23,12 @@ def test_convolution_multiplies_the_size_of_the_signal_by_its_gain(size, gain):
     assert inside.square().mean().sqrt().item() == pytest.approx(gain, rel=0.05)
 
 
+@pytest.mark.parametrize("layer", [linear, convolution])
+def test_without_a_gain_the_signal_keeps_its_size(layer):
+    default, kept = layer(3, 5, generator()), layer(3, 5, generator(), gain=1.0)
+    assert torch.equal(default.weight, kept.weight)
+
+
 def test_gain_zero_is_the_zero_map():
     x = torch.randn(2, 3, 4, 4, generator=generator(1))
     assert not convolution(3, 5, generator(), gain=0.0)(x).any()
