@@ -121,7 +121,7 @@ def test_other_tensors_are_not_replayed_and_are_no_warm_up(recorded, other):
     assert recorded.n_calls == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("capture"), torch.OutOfMemoryError("memory")])
+@pytest.mark.parametrize("error", [RuntimeError("capture"), torch.cuda.OutOfMemoryError("memory")])
 def test_a_recording_that_fails_is_not_tried_again(recorded, cuda, error, caplog):
     cuda.error = error
     with caplog.at_level("INFO", logger="sknsgf"):
