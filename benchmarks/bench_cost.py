@@ -20,7 +20,7 @@ from time import process_time
 import numpy as np
 from memory import peak_memory, reset_peak
 from results import publish
-from stages import StageClock
+from stages import FLOWS, PAIRING, TRAINING, StageClock
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
 
@@ -34,11 +34,7 @@ VARIED = {
 }
 N_BATCHES = 4  # simulated flows, and pairs of batches
 CLUSTERS = 8
-STAGES = {
-    "flows (CPU s)": ("simulating flows",),
-    "pairing (CPU s)": ("pairing",),
-    "training (CPU s)": ("training", "straight training"),
-}
+STAGES = {"flows (CPU s)": FLOWS, "pairing (CPU s)": PAIRING, "training (CPU s)": TRAINING}
 
 
 def samples(n_rows, n_features):

@@ -30,7 +30,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from memory import peak_memory, reset_peak
 from peers import HAS_TORCHCFM, FlowMatching, PlanMap, fixed_evaluations, follow
 from results import PAGE, RESULTS, publish, summary
-from stages import StageClock
+from stages import FLOWS, PAIRING, TRAINING, StageClock
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf.datasets import PAIRS, make_pair, quasi_random_pair
@@ -44,11 +44,7 @@ CLOSE_LOOK = 10  # evaluations of the variance ratio
 DRAWN = ("NSGFSampler", "NSGFPlusPlus", "OT-CFM, 6,000 steps", "OT-CFM, 12,000 steps")
 DISTANCE_TICKS = (0.03, 0.05, 0.1, 0.2, 0.4)
 RUNS = RESULTS / "quality_runs.csv"
-STAGES = {
-    "pool (s)": ["simulating flows"],
-    "pairing (s)": ["pairing"],
-    "training (s)": ["training", "straight training", "transition training"],
-}
+STAGES = {"pool (s)": FLOWS, "pairing (s)": PAIRING, "training (s)": TRAINING}
 
 
 def contenders(seed):

@@ -2,6 +2,10 @@
 
 from time import process_time
 
+# The stages of a fit, by what they do.
+FLOWS, PAIRING = ("simulating flows",), ("pairing",)
+TRAINING = ("training", "straight training", "transition training")
+
 
 class StageClock:
     """Callback that adds up the time of each stage of the fits it follows, in ``seconds``.

@@ -20,7 +20,7 @@ WARM_UP_CALLS = 3  # until all workspaces are allocated, and the optimiser has i
 _recording = Lock()  # one at a time: it waits for the whole device first, which would spoil another
 _streams = Lock()
 # Streams that no recording uses. New ones for each would repeat after 32, and share workspaces.
-_idle_streams: defaultdict[int, list[torch.cuda.Stream]] = defaultdict(list)
+_idle_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
 
 class Recorded:
@@ -32,7 +32,7 @@ class Recorded:
         It may change other tensors in place, but must launch the same kernels whatever the values
         in all of them are.
     device : torch.device
-        The CUDA device where all tensors are.
+        The CUDA device where all tensors are, as these name it.
 
     Notes
     -----
@@ -42,11 +42,10 @@ class Recorded:
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
-        self.function = function
-        self.index = torch.cuda.current_device() if device.index is None else device.index
+        self.function, self.device = function, device
         with _streams:
-            idle = _idle_streams[self.index]
-            self.stream = idle.pop() if idle else torch.cuda.Stream(self.index)
+            idle = _idle_streams[device]
+            self.stream = idle.pop() if idle else torch.cuda.Stream(device)
         self.inputs: tuple[Tensor, ...] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.output: Tensor | None = None
@@ -70,16 +69,16 @@ class Recorded:
 
     def close(self) -> None:
         """Give back what the recording holds."""
-        torch.cuda.current_stream(self.index).synchronize()  # the last replay may still run
+        torch.cuda.current_stream(self.device).synchronize()  # the last replay may still run
         if self.graph is not None:
             self.graph.reset()
         self.graph = self.output = self.inputs = None
         with _streams:
-            _idle_streams[self.index].append(self.stream)
+            _idle_streams[self.device].append(self.stream)
 
     def _call(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Call the function on the stream that it is recorded on."""
-        current = torch.cuda.current_stream(self.index)
+        current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             output = self.function(*tensors)
@@ -89,7 +88,7 @@ class Recorded:
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         options = {"stream": self.stream, "capture_error_mode": "thread_local"}
-        current = torch.cuda.current_stream(self.index)
+        current = torch.cuda.current_stream(self.device)
         try:
             # The outer stream context restores the current stream where the recording fails.
             with _recording, torch.cuda.stream(current), torch.cuda.graph(graph, **options):
