@@ -7,6 +7,7 @@ from numbers import Integral
 from sknsgf._base import BaseFlow
 from sknsgf._callbacks import Training, fit_task
 from sknsgf._checkpoint import Checkpoint
+from sknsgf._minibatches import MINIBATCHES
 from sknsgf._persistence import persistent
 from sknsgf._simulation import Simulation, make_pools
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, one_of, whole
@@ -75,6 +76,11 @@ class NSGFSampler(BaseFlow):
     n_flows : int or "auto", default="auto"
         Simulated flows. "auto" moves 131,072 particles, in at most 128 flows; where both samples
         are used whole, all flows would be the same, and it is one (two with early stopping).
+    minibatches : {"stratified", "random"}, default="stratified"
+        How rows of a sample that is larger than a batch are dealt to batches. "stratified": each
+        batch has its share of every region, so that batches are much alike, and two batches have
+        as much in common as the samples. "random": by chance. All rows are used equally often
+        either way. The normal law of ``fit(X)`` is drawn from at random.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
         at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
@@ -243,6 +249,7 @@ class NSGFSampler(BaseFlow):
         "time": [options(*TIMES)],
         "flow_batch_size": [whole_number(2)],
         "n_flows": [whole_number(), options("auto")],
+        "minibatches": [options(*MINIBATCHES)],
         "solver": [options("auto", *SOLVERS)],
         "sinkhorn_tol": [real(0, closed="neither")],
         "sinkhorn_max_iter": [whole_number()],
@@ -296,6 +303,7 @@ class NSGFSampler(BaseFlow):
         time="continuous",
         flow_batch_size=2048,
         n_flows="auto",
+        minibatches="stratified",
         solver="auto",
         sinkhorn_tol=1e-2,
         sinkhorn_max_iter=200,
@@ -335,6 +343,7 @@ class NSGFSampler(BaseFlow):
         self.time = time
         self.flow_batch_size = flow_batch_size
         self.n_flows = n_flows
+        self.minibatches = minibatches
         self.solver = solver
         self.sinkhorn_tol = sinkhorn_tol
         self.sinkhorn_max_iter = sinkhorn_max_iter

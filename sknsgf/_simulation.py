@@ -14,10 +14,9 @@ import torch
 from sklearn.utils import gen_batches
 
 from sknsgf import _distributed
+from sknsgf._minibatches import minibatches
 from sknsgf._torch_bridge import (
     Frame,
-    NormalBatches,
-    RowBatches,
     empty_on_disk,
     flow_chunks,
     one_thread,
@@ -44,16 +43,7 @@ from sknsgf.flow.trajectories import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-def minibatches(estimator, X_source, X_target, size, n_batches, streams):
-    """Minibatches of both samples; a source that is None is a normal law."""
-    seeds = [seed_of(estimator.seed_, stream) for stream in streams]
-    targets = RowBatches(X_target, size, n_batches, seeds[1])
-    if X_source is None:
-        moments = estimator.source_mean_, estimator.source_std_
-        return NormalBatches(*moments, targets.size, seeds[0]), targets
-    return RowBatches(X_source, size, n_batches, seeds[0]), targets
+PAIRING_TOL = 0.3  # share of `sinkhorn_tol`: the straight flow learns what pairs' marginals lack
 
 
 class _Simulation(ABC):
@@ -212,7 +202,7 @@ class PairSimulation(_Simulation):
         self.pairing = make_pairing(
             estimator.pairing_,
             blur=estimator.blur_ / estimator.scale_,
-            tol=estimator.sinkhorn_tol,
+            tol=PAIRING_TOL * estimator.sinkhorn_tol,
             max_iter=estimator.sinkhorn_max_iter,
         )
         self.is_prepared = estimator.pairing_ != "potentials"

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache
 from math import prod
 from numbers import Integral
 from tempfile import TemporaryFile
@@ -102,47 +102,11 @@ def _seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
-def balanced_rows(n_rows, n_draws, seed):
-    """Indices of shuffled passes over the rows: each is drawn equally often, give or take one."""
-    rng = np.random.default_rng(seed)
-    passes = [rng.permutation(n_rows) for _ in range(n_draws // n_rows)]
-    return np.concatenate([*passes, rng.choice(n_rows, n_draws % n_rows, replace=False)])
-
-
 def random_rows(n_rows, n_wanted, seed):
     """Indices of a random subset in their order, or of all rows where fewer are there."""
     if n_rows <= n_wanted:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng(seed).choice(n_rows, n_wanted, replace=False))
-
-
-class RowBatches:
-    """Minibatches of rows of an array, converted one slice of flows at a time."""
-
-    def __init__(self, X, size, n_flows, seed):
-        self.X, self.size = X, min(size, len(X))
-        self.n_flows, self.seed = n_flows, seed
-
-    @cached_property
-    def rows(self):
-        """Indices of the rows of each minibatch, drawn when the first of them is asked for."""
-        rows = balanced_rows(len(self.X), self.n_flows * self.size, self.seed)
-        return rows.reshape(self.n_flows, self.size)
-
-    def __getitem__(self, flows):
-        return self.X[self.rows[flows]]
-
-
-class NormalBatches:
-    """Minibatches drawn from a normal law with independent features."""
-
-    def __init__(self, mean, std, size, seed):
-        self.mean, self.std, self.size, self.seed = mean, std, size, seed
-
-    def __getitem__(self, flows):
-        rng = np.random.default_rng([self.seed, flows.start])
-        shape = (flows.stop - flows.start, self.size, len(self.mean))
-        return rng.standard_normal(shape) * self.std + self.mean
 
 
 def flow_chunks(n_flows, n_pairs, device):

@@ -16,12 +16,16 @@ PACKAGE = Path(__file__).parents[1] / "sknsgf"
 ARROWS = {
     "_adapter": ["_validation"],
     "_nsgf*": [
-        *("_base", "_training", "_simulation", "_checkpoint"),
+        *("_base", "_training", "_simulation", "_minibatches", "_checkpoint"),
         *("_persistence", "_state", "_callbacks"),
         *("_validation", "_torch_bridge", "flow", "flow.*"),
     ],
     "_training": ["_base", "_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
-    "_simulation": ["_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
+    "_simulation": [
+        *("_minibatches", "_distributed", "_validation", "_torch_bridge"),
+        *("flow", "flow.*"),
+    ],
+    "_minibatches": ["_torch_bridge"],
     "_checkpoint": ["_distributed", "_persistence", "_torch_bridge", "_validation"],
     "_distributed": [],
     "plotting.*": [
@@ -30,7 +34,7 @@ ARROWS = {
     ],
     "_base": [
         *("_validation", "_torch_bridge", "_persistence", "_callbacks", "_file_rows"),
-        *("metrics", "flow.module"),
+        *("_minibatches", "metrics", "flow.module"),
     ],
     "_persistence": ["_state", "_callbacks", "_validation", "_distributed"],
     "_callbacks": [],

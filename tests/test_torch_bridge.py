@@ -12,10 +12,7 @@ from sknsgf._torch_bridge import (
     STATISTICS_ENTRIES,
     STREAMS,
     Frame,
-    NormalBatches,
-    RowBatches,
     available_device,
-    balanced_rows,
     empty_on_disk,
     flow_chunks,
     load_arrays,
@@ -166,23 +163,6 @@ def test_without_preallocation_the_file_is_filled(tmp_path, monkeypatch):
     assert torch.equal(tensor, torch.zeros(3, 5))
 
 
-@pytest.mark.parametrize(("n_rows", "n_draws"), [(5, 3), (5, 5), (5, 13), (1, 4), (7, 700)])
-def test_balanced_rows_are_drawn_equally_often_give_or_take_one(n_rows, n_draws):
-    rows = balanced_rows(n_rows, n_draws, seed=0)
-    counts = np.bincount(rows, minlength=n_rows)
-    assert len(rows) == n_draws
-    assert set(counts) <= {n_draws // n_rows, -(-n_draws // n_rows)}
-
-
-def test_balanced_rows_come_in_shuffled_passes():
-    rows = balanced_rows(50, 125, seed=0)
-    for start in (0, 50):
-        assert sorted(rows[start : start + 50]) == list(range(50))
-    assert not np.array_equal(rows[:50], rows[50:100])
-    np.testing.assert_array_equal(rows, balanced_rows(50, 125, seed=0))
-    assert not np.array_equal(rows, balanced_rows(50, 125, seed=1))
-
-
 @pytest.mark.parametrize("n_wanted", [1, 10, 99])
 def test_random_rows_are_a_subset_in_order(n_wanted):
     rows = random_rows(100, n_wanted, seed=0)
@@ -208,48 +188,7 @@ def test_a_generator_is_its_own_and_follows_the_seed():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# Minibatches
-
-
-def test_minibatches_of_rows_are_rows_of_the_array(rng):
-    rows = rng.normal(size=(40, 3))
-    batches = RowBatches(rows, 16, 5, seed=0)
-    flows = batches[slice(1, 4)]
-    assert batches.size == 16
-    assert flows.shape == (3, 16, 3)
-    np.testing.assert_array_equal(flows, batches[slice(0, 5)][1:4])
-    assert {tuple(row) for row in flows.reshape(-1, 3)} <= {tuple(row) for row in rows}
-
-
-def test_minibatches_use_all_rows_equally_often():
-    batches = RowBatches(np.arange(40)[:, None], 16, 5, seed=0)
-    np.testing.assert_array_equal(np.bincount(batches[slice(0, 5)].ravel()), 2)
-
-
-def test_a_small_sample_is_each_minibatch():
-    batches = RowBatches(np.arange(6)[:, None], 16, 3, seed=0)
-    assert batches.size == 6
-    for batch in batches[slice(0, 3)]:
-        assert sorted(batch.ravel()) == list(range(6))
-
-
-def test_minibatches_of_source_and_target_are_drawn_apart():
-    first, second = (
-        RowBatches(np.arange(100), 10, 4, seed_of(0, stream)) for stream in ("source", "target")
-    )
-    assert not np.array_equal(first[slice(0, 4)], second[slice(0, 4)])
-
-
-def test_minibatches_of_normal_draws_have_the_moments_and_never_repeat():
-    mean, std = np.array([3.0, -1.0]), np.array([2.0, 0.0])
-    batches = NormalBatches(mean, std, 500, 0)
-    first, second = batches[slice(0, 10)], batches[slice(10, 20)]
-    assert first.shape == second.shape == (10, 500, 2)
-    np.testing.assert_allclose(first.mean(axis=(0, 1)), mean, atol=0.1)
-    np.testing.assert_allclose(first.std(axis=(0, 1)), std, atol=0.1)
-    assert len(np.unique([first[..., 0], second[..., 0]])) == 10_000
-    again = NormalBatches(mean, std, 500, 0)
-    np.testing.assert_array_equal(again[slice(0, 10)], first)
+# Chunks
 
 
 @pytest.mark.parametrize("n_flows", [1, 7, 128])

@@ -182,7 +182,7 @@ def test_a_pool_over_the_budget_raises_and_says_what_to_do(estimator, batch_mb, 
 
 
 def test_a_pool_far_over_the_budget_raises_before_its_rows_are_drawn(monkeypatch):
-    monkeypatch.setattr("sknsgf._torch_bridge.balanced_rows", None)
+    monkeypatch.setattr("sknsgf._minibatches.balanced_rows", None)
     with pytest.raises(ValueError, match="would take .* MB, more than max_pool_size"):
         fitted(NSGFSampler(**SINGLE), n_flows=10**9)
 

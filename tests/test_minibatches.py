@@ -1,0 +1,167 @@
+"""Minibatches of rows: all rows equally often, and in each batch its share of every region."""
+
+import numpy as np
+import pytest
+
+from sknsgf import NSGFPlusPlus, NSGFSampler
+from sknsgf._minibatches import (
+    DEALT_ROWS,
+    MOST_AXES,
+    NormalBatches,
+    RowBatches,
+    balanced_rows,
+)
+from sknsgf._torch_bridge import seed_of
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("n_rows", "n_draws"), [(5, 3), (5, 5), (5, 13), (1, 4), (7, 700)])
+def test_balanced_rows_are_drawn_equally_often_give_or_take_one(n_rows, n_draws):
+    rows = balanced_rows(n_rows, n_draws, seed=0)
+    counts = np.bincount(rows, minlength=n_rows)
+    assert len(rows) == n_draws
+    assert set(counts) <= {n_draws // n_rows, -(-n_draws // n_rows)}
+
+
+def test_balanced_rows_come_in_shuffled_passes():
+    rows = balanced_rows(50, 125, seed=0)
+    for start in (0, 50):
+        assert sorted(rows[start : start + 50]) == list(range(50))
+    assert not np.array_equal(rows[:50], rows[50:100])
+    np.testing.assert_array_equal(rows, balanced_rows(50, 125, seed=0))
+    assert not np.array_equal(rows, balanced_rows(50, 125, seed=1))
+
+
+def test_minibatches_of_rows_are_rows_of_the_array(rng):
+    rows = rng.normal(size=(40, 3))
+    batches = RowBatches(rows, 16, 5, seed=0)
+    flows = batches[slice(1, 4)]
+    assert batches.size == 16
+    assert flows.shape == (3, 16, 3)
+    np.testing.assert_array_equal(flows, batches[slice(0, 5)][1:4])
+    assert {tuple(row) for row in flows.reshape(-1, 3)} <= {tuple(row) for row in rows}
+
+
+def test_minibatches_use_all_rows_equally_often():
+    batches = RowBatches(np.arange(40)[:, None], 16, 5, seed=0)
+    np.testing.assert_array_equal(np.bincount(batches[slice(0, 5)].ravel()), 2)
+
+
+def test_a_small_sample_is_each_minibatch():
+    batches = RowBatches(np.arange(6)[:, None], 16, 3, seed=0)
+    assert batches.size == 6
+    for batch in batches[slice(0, 3)]:
+        assert sorted(batch.ravel()) == list(range(6))
+
+
+def test_minibatches_of_source_and_target_are_drawn_apart():
+    first, second = (
+        RowBatches(np.arange(100), 10, 4, seed_of(0, stream)) for stream in ("source", "target")
+    )
+    assert not np.array_equal(first[slice(0, 4)], second[slice(0, 4)])
+
+
+def test_minibatches_of_normal_draws_have_the_moments_and_never_repeat():
+    mean, std = np.array([3.0, -1.0]), np.array([2.0, 0.0])
+    batches = NormalBatches(mean, std, 500, 0)
+    first, second = batches[slice(0, 10)], batches[slice(10, 20)]
+    assert first.shape == second.shape == (10, 500, 2)
+    np.testing.assert_allclose(first.mean(axis=(0, 1)), mean, atol=0.1)
+    np.testing.assert_allclose(first.std(axis=(0, 1)), std, atol=0.1)
+    assert len(np.unique([first[..., 0], second[..., 0]])) == 10_000
+    again = NormalBatches(mean, std, 500, 0)
+    np.testing.assert_array_equal(again[slice(0, 10)], first)
+
+
+# Stratified
+
+
+def stratified(X, size, n_batches, seed=0):
+    """Rows of all batches, stratified."""
+    return RowBatches(X, size, n_batches, seed, stratified=True).rows
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_features", "size", "n_batches"),
+    [(640, 2, 64, 10), (500, 3, 64, 7), (100, 1, 99, 9), (300, 20, 2, 200), (50, 2, 7, 1)],
+)
+def test_stratified_rows_are_those_of_random_batches(rng, n_rows, n_features, size, n_batches):
+    X = rng.normal(size=(n_rows, n_features))
+    dealt, random = stratified(X, size, n_batches), RowBatches(X, size, n_batches, 0).rows
+    assert dealt.shape == random.shape == (n_batches, size)
+    np.testing.assert_array_equal(np.sort(dealt, axis=None), np.sort(random, axis=None))
+
+
+def test_in_one_dimension_each_batch_has_one_of_so_many_neighbours(rng):
+    X = rng.normal(size=(8 * 64, 1))
+    ranks = X[:, 0].argsort().argsort()[stratified(X, 64, 8)]
+    np.testing.assert_array_equal(np.sort(ranks, axis=1) // 8, np.tile(np.arange(64), (8, 1)))
+
+
+@pytest.mark.parametrize("n_features", [2, 40])
+def test_each_batch_has_its_share_of_far_clusters(rng, n_features):
+    n_batches, size = 32, 256
+    cluster = rng.permutation(np.repeat([0, 1, 2], [4096, 3072, 1024]))
+    centres = rng.normal(size=(3, n_features)) * 50
+    X = centres[cluster] + rng.normal(size=(len(cluster), n_features))
+    counts = [np.bincount(cluster[batch], minlength=3) for batch in stratified(X, size, n_batches)]
+    assert abs(np.array(counts) - [128, 96, 32]).max() <= 3
+    by_chance = RowBatches(X, size, n_batches, 0).rows
+    counts = [np.bincount(cluster[batch], minlength=3) for batch in by_chance]
+    assert abs(np.array(counts) - [128, 96, 32]).max() > 9
+
+
+def test_clusters_that_no_feature_tells_apart_have_their_shares(rng):
+    n_features = 4 * MOST_AXES
+    side = rng.permutation(np.repeat([-1, 1], 1024))
+    X = rng.normal(size=(2048, n_features)) + side[:, None]  # 11 apart, but 2 in each feature
+    shares = (side[stratified(X, 128, 16)] > 0).mean(axis=1)
+    assert np.ptp(shares) <= 4 / 128  # by chance about 0.15
+
+
+def test_who_of_the_neighbours_goes_to_which_batch_is_chance(rng):
+    X = rng.normal(size=(512, 2))
+    first, again, other = (stratified(X, 32, 16, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(first, other, strict=True)]
+    assert max(shared) < 12  # two of 32 by chance
+
+
+def test_batches_are_dealt_a_hand_at_a_time(rng):
+    size = DEALT_ROWS // 4
+    X = rng.normal(size=(2 * size, 1))
+    medians = np.median(X[stratified(X, size, 10)], axis=(1, 2))
+    for hand in (slice(0, 4), slice(4, 7), slice(7, 10)):
+        assert np.ptp(medians[hand]) < 1e-4  # by chance about 1 / sqrt(size), 0.006
+    assert np.ptp(medians) > 1e-3
+
+
+@pytest.mark.parametrize("value", [0.0, 1e150, 1e-300])
+@pytest.mark.filterwarnings("error")
+def test_equal_and_extreme_rows_are_dealt_as_well(rng, value):
+    X = value * rng.choice([-1.0, 1.0], size=(90, 2))
+    np.testing.assert_array_equal(np.bincount(stratified(X, 30, 6).ravel()), 2)
+
+
+def test_rows_of_a_file_are_dealt_as_those_in_memory(rng, tmp_path):
+    X = rng.normal(size=(300, 3)).astype(np.float32)
+    np.save(tmp_path / "X.npy", X)
+    kind = {"n_flows": 3, "flow_batch_size": 64, "max_iter": 5, "random_state": 0}
+    flows = [NSGFSampler(**kind).fit(rows, X + 3) for rows in (X, str(tmp_path / "X.npy"))]
+    assert flows[0].loss_curve_ == flows[1].loss_curve_
+
+
+@pytest.mark.parametrize("estimator", [NSGFSampler(), NSGFPlusPlus()])
+def test_minibatches_matter_where_a_sample_is_larger_than_a_batch(rng, estimator):
+    X, Y = rng.normal(size=(120, 2)), rng.normal(size=(130, 2)) + 3
+
+    def fitted(size, minibatches):
+        kind = {"flow_batch_size": size, "n_flows": 4, "max_iter": 5, "random_state": 0}
+        return estimator.set_params(**kind, minibatches=minibatches).fit(X, Y).transform(X)
+
+    assert not np.array_equal(fitted(32, "stratified"), fitted(32, "random"))
+    np.testing.assert_array_equal(fitted(200, "stratified"), fitted(200, "random"))
