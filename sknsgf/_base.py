@@ -12,10 +12,10 @@ from sklearn.utils.validation import check_is_fitted
 from sknsgf import _persistence
 from sknsgf._callbacks import CallbackSupportMixin
 from sknsgf._file_rows import in_parts
-from sknsgf._minibatches import balanced_rows
 from sknsgf._torch_bridge import (
     Frame,
     available_device,
+    balanced_rows,
     load_linear_algebra,
     mean_and_variance,
     one_thread,

@@ -179,7 +179,8 @@ def _description(estimator, X_source, X_target, networks):
         weights.update(repr(network).encode())
         for array in parameters_to_arrays(network).values():
             weights.update(array.tobytes())
-    versions = [f"{name} {version(name)}" for name in ("sknsgf", "torch", "numpy")]
+    packages = "sknsgf", "torch", "numpy", "scipy", "scikit-learn"  # which decide what comes out
+    versions = [f"{name} {version(name)}" for name in packages]
     shares = _distributed.n_processes() if _distributed.shares_batches() else 1
     return {
         "the version": ", ".join(versions),

@@ -2,17 +2,20 @@
 
 from functools import cached_property
 from math import ceil
+from threading import Lock
 
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KDTree
 from sklearn.utils import gen_even_slices
 
-from sknsgf._torch_bridge import seed_of, seed_of_batch
+from sknsgf._torch_bridge import balanced_rows, seed_of, seed_of_batch
 
 MINIBATCHES = ("stratified", "random")
-DEALT_ROWS = 2**17  # rows that are dealt to batches at a time
-MOST_AXES, AXES_ROWS = 8, 2**11  # principal axes that regions are cut along, and rows they are of
+# Rows that are dealt together, unless these are fewer batches.
+DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
+# Principal axes that regions are cut along, and rows, and entries of these, that they are of.
+MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
 
 
 def minibatches(estimator, X_source, X_target, size, n_batches, streams):
@@ -30,28 +33,37 @@ class RowBatches:
     """Minibatches of rows of an array, converted one slice of batches at a time.
 
     All batches together draw each row equally often, give or take one. Stratified, each batch by
-    itself has its share of every region as well, as far as that goes.
+    itself has its share of every region of the rows that are dealt together with its own.
     """
 
     def __init__(self, X, size, n_batches, seed, stratified=False):
         self.X, self.size = X, min(size, len(X))
         self.n_batches, self.seed = n_batches, seed
-        self.stratified = stratified and self.size < len(X)  # else each batch is all rows
+        self.hands = []  # slices of batches that are still to be dealt
+        if stratified and self.size < len(X):  # else each batch is all rows
+            n_together = max(FEWEST_BATCHES, DEALT_ROWS // self.size)
+            self.hands = list(gen_even_slices(n_batches, ceil(n_batches / n_together)))
+        self.dealing = Lock()
 
     @cached_property
     def rows(self):
-        """Indices of the rows of each minibatch, drawn when the first of them is asked for."""
+        """Indices of the rows of each minibatch, dealt anew as batches are asked for."""
         rows = balanced_rows(len(self.X), self.n_batches * self.size, self.seed)
-        rows = rows.reshape(self.n_batches, self.size)
-        if self.stratified:
-            n_hands = min(ceil(rows.size / DEALT_ROWS), self.n_batches)
-            for hand in gen_even_slices(self.n_batches, n_hands):
-                rng = np.random.default_rng(seed_of_batch(self.seed, hand.start))
-                rows[hand] = stratify(self.X, rows[hand], rng)
-        return rows
+        return rows.reshape(self.n_batches, self.size)
 
     def __getitem__(self, batches):
-        return self.X[self.rows[batches]]
+        with self.dealing:  # several threads may be the first to ask for batches of a hand
+            rows = self.rows
+            for hand in [hand for hand in self.hands if _overlap(hand, batches)]:
+                rng = np.random.default_rng(seed_of_batch(self.seed, hand.start))
+                rows[hand] = stratify(self.X, rows[hand], rng)
+                self.hands.remove(hand)
+        return self.X[rows[batches]]
+
+
+def _overlap(first, second):
+    """Tell whether two slices have anything in common."""
+    return first.start < second.stop and second.start < first.stop
 
 
 class NormalBatches:
@@ -66,19 +78,12 @@ class NormalBatches:
         return rng.standard_normal(shape) * self.std + self.mean
 
 
-def balanced_rows(n_rows, n_draws, seed):
-    """Indices of shuffled passes over the rows: each is drawn equally often, give or take one."""
-    rng = np.random.default_rng(seed)
-    passes = [rng.permutation(n_rows) for _ in range(n_draws // n_rows)]
-    return np.concatenate([*passes, rng.choice(n_rows, n_draws % n_rows, replace=False)])
-
-
 def stratify(X, rows, rng):
     """Deal rows of some batches anew, so that each batch has its share of every region.
 
     A k-d tree puts them in an order in which neighbours follow each other. Of each cell of as many
     rows as there are batches, every batch gets one. The tree cuts along the first principal axes,
-    which tell clusters apart that single features do not.
+    which tell clusters apart that single features do not. A batch alone is left as it is.
 
     Parameters
     ----------
@@ -86,7 +91,7 @@ def stratify(X, rows, rng):
     rows : ndarray of int of shape (n_batches, size)
         Indices of the rows.
     rng : numpy.random.Generator
-        Decides who in a cell goes to which batch.
+        Decides who in a cell goes to which batch, and the order in a batch.
 
     Returns
     -------
@@ -94,11 +99,21 @@ def stratify(X, rows, rng):
         The same indices.
     """
     n_batches, size = rows.shape
-    some = np.asarray(X[rows.ravel()[:AXES_ROWS]], dtype=np.float64)
-    with np.errstate(invalid="ignore"):  # a share of no variance, where all rows are the same
-        axes = PCA(min(MOST_AXES, *some.shape), random_state=0).fit(some)
-    points = np.concatenate([axes.transform(np.asarray(X[b], dtype=np.float64)) for b in rows])
+    if n_batches == 1:
+        return rows
+    points = np.concatenate(list(_along_principal_axes(X, rows)))
     tree = KDTree(points, leaf_size=max(1, n_batches // 2))  # leaves of at most a cell
     order = np.asarray(tree.get_arrays()[1])
     cells = rows.ravel()[order].reshape(size, n_batches)
-    return rng.permuted(cells, axis=1).T
+    return rng.permuted(rng.permuted(cells, axis=1).T, axis=1)
+
+
+def _along_principal_axes(X, rows):
+    """Coordinates of the rows of each batch along the first principal axes of some of them."""
+    origin = np.asarray(X[rows[0, :1]], dtype=np.float64)  # a large offset would cost accuracy
+    n_some = max(2, min(AXES_ROWS, AXES_ENTRIES // origin.size))
+    some = np.asarray(X[rows.ravel()[:n_some]], dtype=np.float64) - origin
+    with np.errstate(invalid="ignore"):  # a share of no variance, where all rows are the same
+        axes = PCA(min(MOST_AXES, *some.shape), random_state=0).fit(some)
+    for batch in rows:
+        yield axes.transform(np.asarray(X[batch], dtype=np.float64) - origin)

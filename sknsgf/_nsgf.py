@@ -78,9 +78,10 @@ class NSGFSampler(BaseFlow):
         are used whole, all flows would be the same, and it is one (two with early stopping).
     minibatches : {"stratified", "random"}, default="stratified"
         How rows of a sample that is larger than a batch are dealt to batches. "stratified": each
-        batch has its share of every region, so that batches are much alike, and two batches have
-        as much in common as the samples. "random": by chance. All rows are used equally often
-        either way. The normal law of ``fit(X)`` is drawn from at random.
+        batch has its share of every region, so that batches are much alike, and far clusters that
+        hold equal shares of both samples do so in their batches. "random": by chance, as a single
+        batch is. All rows are used equally often either way. The normal law of ``fit(X)`` is drawn
+        from at random.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
         at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
@@ -408,7 +409,7 @@ class NSGFSampler(BaseFlow):
         Warns
         -----
         ConvergenceWarning
-            If a Sinkhorn solve did not reach `sinkhorn_tol`.
+            If the error of a Sinkhorn solve is more than twice `sinkhorn_tol`.
         """
         X, y, X_target = open_samples(X, y, X_target)
         with (

@@ -102,6 +102,13 @@ def _seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
+def balanced_rows(n_rows, n_draws, seed):
+    """Indices of shuffled passes over the rows: each is drawn equally often, give or take one."""
+    rng = np.random.default_rng(seed)
+    passes = [rng.permutation(n_rows) for _ in range(n_draws // n_rows)]
+    return np.concatenate([*passes, rng.choice(n_rows, n_draws % n_rows, replace=False)])
+
+
 def random_rows(n_rows, n_wanted, seed):
     """Indices of a random subset in their order, or of all rows where fewer are there."""
     if n_rows <= n_wanted:

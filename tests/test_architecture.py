@@ -34,7 +34,7 @@ ARROWS = {
     ],
     "_base": [
         *("_validation", "_torch_bridge", "_persistence", "_callbacks", "_file_rows"),
-        *("_minibatches", "metrics", "flow.module"),
+        *("metrics", "flow.module"),
     ],
     "_persistence": ["_state", "_callbacks", "_validation", "_distributed"],
     "_callbacks": [],

@@ -13,6 +13,7 @@ from sknsgf._torch_bridge import (
     STREAMS,
     Frame,
     available_device,
+    balanced_rows,
     empty_on_disk,
     flow_chunks,
     load_arrays,
@@ -161,6 +162,23 @@ def test_without_preallocation_the_file_is_filled(tmp_path, monkeypatch):
     monkeypatch.setattr("sknsgf._torch_bridge.WRITTEN_BYTES", 10)
     tensor = empty_on_disk((3, 5), torch.float32, tmp_path)
     assert torch.equal(tensor, torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(("n_rows", "n_draws"), [(5, 3), (5, 5), (5, 13), (1, 4), (7, 700)])
+def test_balanced_rows_are_drawn_equally_often_give_or_take_one(n_rows, n_draws):
+    rows = balanced_rows(n_rows, n_draws, seed=0)
+    counts = np.bincount(rows, minlength=n_rows)
+    assert len(rows) == n_draws
+    assert set(counts) <= {n_draws // n_rows, -(-n_draws // n_rows)}
+
+
+def test_balanced_rows_come_in_shuffled_passes():
+    rows = balanced_rows(50, 125, seed=0)
+    for start in (0, 50):
+        assert sorted(rows[start : start + 50]) == list(range(50))
+    assert not np.array_equal(rows[:50], rows[50:100])
+    np.testing.assert_array_equal(rows, balanced_rows(50, 125, seed=0))
+    assert not np.array_equal(rows, balanced_rows(50, 125, seed=1))
 
 
 @pytest.mark.parametrize("n_wanted", [1, 10, 99])
