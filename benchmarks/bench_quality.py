@@ -52,15 +52,16 @@ def contenders(seed):
 
     The recipe is that of the paper as its algorithm reads: velocities of random minibatches of 256
     by GeomLoss (scaling 0.9), ten equal steps, a field learned at their times only; its pool holds
-    131,072 trajectories, as many as ours.
+    131,072 trajectories, as many as ours. The paper's mode has random minibatches as well.
     """
     batches = {"flow_batch_size": 256, "n_flows": 512, "minibatches": "random"}
     steps = {"n_steps": 10, "step_size": 0.3, "time": "discrete"}
     recipe = {"solver": "geomloss", **batches, **steps}
+    paper = {"mode": "paper", "n_steps": 5, "minibatches": "random"}
     flows = {
         "NSGFSampler": NSGFSampler(random_state=seed),
         "NSGFPlusPlus": NSGFPlusPlus(random_state=seed),
-        "NSGFPlusPlus paper": NSGFPlusPlus(mode="paper", n_steps=5, random_state=seed),
+        "NSGFPlusPlus paper": NSGFPlusPlus(**paper, random_state=seed),
         "NSGF, paper's recipe": NSGFSampler(**recipe, random_state=seed),
         "POT map": PlanMap(random_state=seed),
     }
