@@ -555,16 +555,19 @@ def test_score_follows_the_target_rule_and_defaults_to_the_kept_target(flow):
     assert flow.score(X_source, X_target[:50]) != expected
 
 
+def same_score(score):
+    """The same to rounding, which may make a solve stop an iteration sooner or later."""
+    return pytest.approx(score, rel=1e-5)
+
+
 def test_rows_without_weight_do_not_count(flow):
     rows = np.concatenate([X_source, X_source[:30] + 50])
     weights = np.repeat([2.0, 0.0], [200, 30])
-    assert flow.score(rows, sample_weight=weights) == pytest.approx(flow.score(X_source), rel=1e-9)
+    assert flow.score(rows, sample_weight=weights) == same_score(flow.score(X_source))
 
 
 def test_equal_weights_are_no_weights_and_weights_are_repeated_rows(flow):
-    assert flow.score(X_source, sample_weight=np.full(200, 3)) == pytest.approx(
-        flow.score(X_source), rel=1e-6
-    )
+    assert flow.score(X_source, sample_weight=np.full(200, 3)) == same_score(flow.score(X_source))
     weights = 1 + np.arange(200) % 2
     repeated = np.repeat(X_source, weights, axis=0)
     assert flow.score(X_source, sample_weight=weights) == pytest.approx(
@@ -575,7 +578,7 @@ def test_equal_weights_are_no_weights_and_weights_are_repeated_rows(flow):
 def test_a_few_weighted_rows_among_many_are_found(flow):
     rows = np.concatenate([np.zeros((20_000, 2)), X_source])
     weights = np.repeat([0, 1], [20_000, 200])
-    assert flow.score(rows, sample_weight=weights) == pytest.approx(flow.score(X_source), rel=1e-9)
+    assert flow.score(rows, sample_weight=weights) == same_score(flow.score(X_source))
 
 
 def test_score_of_one_sample_compares_its_rows_with_draws():
@@ -714,7 +717,7 @@ def test_names_of_the_features_come_in_and_go_out(flow, library):
     np.testing.assert_allclose(moved.to_numpy(), flow.transform(X_source), rtol=1e-12)
     assert other.get_feature_names_out().tolist() == ["a", "b"]
     assert other.feature_names_in_.tolist() == ["a", "b"]
-    assert other.score(source, X_target=target) == pytest.approx(flow.score(X_source))
+    assert other.score(source, X_target=target) == same_score(flow.score(X_source))
 
 
 def test_polars_frames_come_in(flow):
