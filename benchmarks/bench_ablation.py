@@ -68,7 +68,7 @@ def changes(n_features):
                 {},
                 *({"pairing": name} for name in ("independent", "potentials")),
                 *({"pairing_size": size} for size in (1024, 8192)),
-                *({"n_pairings": n} for n in (8, 64)),
+                *({"n_pairings": n} for n in (16, 128)),
                 {"minibatches": "random"},
                 {"n_steps": 5},
                 {"prediction": "endpoint"},

@@ -101,19 +101,20 @@ def stratify(X, rows, rng):
     n_batches, size = rows.shape
     if n_batches == 1:
         return rows
-    points = np.concatenate(list(_along_principal_axes(X, rows)))
-    tree = KDTree(points, leaf_size=max(1, n_batches // 2))  # leaves of at most a cell
+    tree = KDTree(
+        _along_principal_axes(X, rows), leaf_size=max(1, n_batches // 2)
+    )  # leaves of at most a cell
     order = np.asarray(tree.get_arrays()[1])
     cells = rows.ravel()[order].reshape(size, n_batches)
     return rng.permuted(rng.permuted(cells, axis=1).T, axis=1)
 
 
 def _along_principal_axes(X, rows):
-    """Coordinates of the rows of each batch along the first principal axes of some of them."""
+    """Coordinates of rows, batch after batch, along the first principal axes of some of them."""
     origin = np.asarray(X[rows[0, :1]], dtype=np.float64)  # a large offset would cost accuracy
     n_some = max(2, min(AXES_ROWS, AXES_ENTRIES // origin.size))
     some = np.asarray(X[rows.ravel()[:n_some]], dtype=np.float64) - origin
     with np.errstate(invalid="ignore"):  # a share of no variance, where all rows are the same
         axes = PCA(min(MOST_AXES, *some.shape), random_state=0).fit(some)
-    for batch in rows:
-        yield axes.transform(np.asarray(X[batch], dtype=np.float64) - origin)
+    batches = (np.asarray(X[batch], dtype=np.float64) - origin for batch in rows)
+    return np.concatenate([axes.transform(batch) for batch in batches])
