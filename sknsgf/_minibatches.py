@@ -5,6 +5,8 @@ from math import ceil
 from threading import Lock
 
 import numpy as np
+from scipy.special import ndtri
+from scipy.stats import qmc
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KDTree
 from sklearn.utils import gen_even_slices
@@ -12,10 +14,12 @@ from sklearn.utils import gen_even_slices
 from sknsgf._torch_bridge import balanced_rows, seed_of, seed_of_batch
 
 MINIBATCHES = ("stratified", "random")
-# Rows that are dealt together, unless these are fewer batches.
-DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
+# Rows, and entries of these, that are dealt together, unless these are fewer rows or batches.
+DEALT_ROWS, DEALT_ENTRIES = 2**19, 2**24
+FEWEST_ROWS, FEWEST_BATCHES = 2**17, 16
 # Principal axes that regions are cut along, and rows, and entries of these, that they are of.
 MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
+SMALLEST_UNIFORM = 2.0**-53  # a quasi-random one may be 0
 
 
 def minibatches(estimator, X_source, X_target, size, n_batches, streams):
@@ -25,7 +29,7 @@ def minibatches(estimator, X_source, X_target, size, n_batches, streams):
     targets = RowBatches(X_target, size, n_batches, seeds[1], stratified)
     if X_source is None:
         moments = estimator.source_mean_, estimator.source_std_
-        return NormalBatches(*moments, targets.size, seeds[0]), targets
+        return NormalBatches(*moments, targets.size, seeds[0], stratified), targets
     return RowBatches(X_source, size, n_batches, seeds[0], stratified), targets
 
 
@@ -33,23 +37,25 @@ class RowBatches:
     """Minibatches of rows of an array, converted one slice of batches at a time.
 
     All batches together draw each row equally often, give or take one. Stratified, each batch by
-    itself has its share of every region of the rows that are dealt together with its own.
+    itself has its share of every region of the rows that are dealt together with its own. Of a
+    large sample more batches are dealt than asked for: these then have their share of more rows.
     """
 
     def __init__(self, X, size, n_batches, seed, stratified=False):
-        self.X, self.size = X, min(size, len(X))
-        self.n_batches, self.seed = n_batches, seed
-        self.hands = []  # slices of batches that are still to be dealt
+        self.X, self.size, self.seed = X, min(size, len(X)), seed
+        self.n_dealt, self.hands = n_batches, []  # slices of batches that are still to be dealt
         if stratified and self.size < len(X):  # else each batch is all rows
-            n_together = max(FEWEST_BATCHES, DEALT_ROWS // self.size)
-            self.hands = list(gen_even_slices(n_batches, ceil(n_batches / n_together)))
+            n_rows = max(FEWEST_ROWS, min(DEALT_ROWS, DEALT_ENTRIES // X[:1].size))
+            n_together = max(FEWEST_BATCHES, n_rows // self.size)
+            self.n_dealt = max(n_batches, min(n_together, len(X) // self.size))
+            self.hands = list(gen_even_slices(self.n_dealt, ceil(self.n_dealt / n_together)))
         self.dealing = Lock()
 
     @cached_property
     def rows(self):
         """Indices of the rows of each minibatch, dealt anew as batches are asked for."""
-        rows = balanced_rows(len(self.X), self.n_batches * self.size, self.seed)
-        return rows.reshape(self.n_batches, self.size)
+        rows = balanced_rows(len(self.X), self.n_dealt * self.size, self.seed)
+        return rows.reshape(self.n_dealt, self.size)
 
     def __getitem__(self, batches):
         with self.dealing:  # several threads may be the first to ask for batches of a hand
@@ -67,15 +73,30 @@ def _overlap(first, second):
 
 
 class NormalBatches:
-    """Minibatches drawn from a normal law with independent features."""
+    """Minibatches drawn from a normal law with independent features.
 
-    def __init__(self, mean, std, size, seed):
+    Stratified, the features of the largest spread are those of a scrambled Halton sequence, of
+    which each batch has its share of every region, as all batches together have.
+    """
+
+    def __init__(self, mean, std, size, seed, stratified=False):
         self.mean, self.std, self.size, self.seed = mean, std, size, seed
+        self.widest = np.argsort(-std, kind="stable")[: MOST_AXES if stratified else 0]
 
     def __getitem__(self, batches):
         rng = np.random.default_rng([self.seed, batches.start])
         shape = (batches.stop - batches.start, self.size, len(self.mean))
-        return rng.standard_normal(shape) * self.std + self.mean
+        draws = rng.standard_normal(shape)
+        if len(self.widest):
+            draws[..., self.widest] = self._quasi_random(batches).reshape(*shape[:2], -1)
+        return draws * self.std + self.mean
+
+    def _quasi_random(self, batches):
+        """Standard normal points of a part of the sequence."""
+        sequence = qmc.Halton(len(self.widest), seed=self.seed)
+        sequence.fast_forward(batches.start * self.size)
+        u = sequence.random((batches.stop - batches.start) * self.size)
+        return ndtri(np.clip(u, SMALLEST_UNIFORM, 1 - SMALLEST_UNIFORM))
 
 
 def stratify(X, rows, rng):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf._minibatches import (
@@ -60,20 +61,70 @@ def test_minibatches_of_normal_draws_have_the_moments_and_never_repeat():
     np.testing.assert_array_equal(again[slice(0, 10)], first)
 
 
+# Stratified draws of the normal law
+
+
+def distance_to_normal_law(points):
+    """Largest Kolmogorov distance of the points' projections on some directions."""
+    angles = np.linspace(0, np.pi, 7)
+    return max(
+        kstest(points @ [np.cos(angle), np.sin(angle)], "norm").statistic for angle in angles
+    )
+
+
+def test_each_batch_of_stratified_normal_draws_and_all_together_are_close_to_the_law():
+    batches = NormalBatches(np.zeros(2), np.ones(2), 1000, 0, stratified=True)
+    draws, by_chance = batches[slice(0, 16)], NormalBatches(np.zeros(2), np.ones(2), 1000, 0)
+    assert max(map(distance_to_normal_law, draws)) < 0.02  # by chance about 0.04
+    assert distance_to_normal_law(draws.reshape(-1, 2)) < 0.003  # by chance about 0.01
+    assert distance_to_normal_law(by_chance[slice(0, 16)].reshape(-1, 2)) > 0.005
+
+
+def test_stratified_normal_draws_have_the_moments_and_never_repeat(rng):
+    mean, std = rng.normal(size=20), rng.uniform(1, 2, size=20)
+    std[3] = 0
+    batches = NormalBatches(mean, std, 500, 0, stratified=True)
+    draws = np.concatenate([batches[slice(0, 10)], batches[slice(10, 20)]]).reshape(-1, 20)
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.1)
+    np.testing.assert_allclose(np.cov(draws.T), np.diag(std**2), atol=0.2)
+    varying = np.flatnonzero(std)
+    assert all(len(np.unique(draws[:, feature])) == len(draws) for feature in varying)
+
+
+def test_the_features_of_the_largest_spread_are_stratified_whatever_slice_is_asked_for(rng):
+    std = rng.permutation(np.arange(1.0, 4 * MOST_AXES))
+    batches = NormalBatches(np.zeros(len(std)), std, 500, 0, stratified=True)
+    draws = batches[slice(0, 4)]
+    widest = np.sort(np.argsort(std)[-MOST_AXES:])
+    distance = [kstest(draw, "norm").statistic for draw in (draws / std).reshape(-1, len(std)).T]
+    np.testing.assert_array_equal(np.sort(np.argsort(distance)[:MOST_AXES]), widest)
+    np.testing.assert_array_equal(batches[slice(3, 4)][0][:, widest], draws[3][:, widest])
+
+
+def test_the_normal_source_of_a_fit_is_stratified_or_random(rng):
+    X = rng.normal(size=(200, 2))
+
+    def fitted(minibatches):
+        kind = {"n_flows": 2, "max_iter": 5, "random_state": 0}
+        return NSGFSampler(**kind, minibatches=minibatches).fit(X)
+
+    assert fitted("stratified").loss_curve_ != fitted("random").loss_curve_
+
+
 # Stratified
 
 
 def stratified(X, size, n_batches, seed=0):
     """Indices of the rows of all batches, stratified."""
     batches = RowBatches(np.asarray(X), size, n_batches, seed, stratified=True)
-    everything = batches[slice(0, n_batches)]
-    np.testing.assert_array_equal(everything, batches.X[batches.rows])
-    return batches.rows
+    everything, rows = batches[slice(0, n_batches)], batches.rows[:n_batches]
+    np.testing.assert_array_equal(everything, batches.X[rows])
+    return rows
 
 
 @pytest.mark.parametrize(
     ("n_rows", "n_features", "size", "n_batches"),
-    [(640, 2, 64, 10), (500, 3, 64, 7), (100, 1, 99, 9), (300, 20, 2, 200), (50, 2, 7, 1)],
+    [(640, 2, 64, 10), (500, 3, 64, 7), (100, 1, 99, 9), (300, 20, 2, 200), (50, 2, 26, 1)],
 )
 def test_stratified_rows_are_those_of_random_batches(rng, n_rows, n_features, size, n_batches):
     X = rng.normal(size=(n_rows, n_features))
@@ -140,9 +191,17 @@ def test_large_batches_are_dealt_several_at_a_time(rng):
     assert np.ptp(medians) < 1e-3  # by chance about 0.02
 
 
-def test_a_batch_alone_is_left_to_chance(rng):
+def test_a_batch_of_more_than_half_of_the_rows_is_left_to_chance(rng):
     X = rng.normal(size=(100, 2))
-    np.testing.assert_array_equal(stratified(X, 40, 1), RowBatches(X, 40, 1, 0).rows)
+    np.testing.assert_array_equal(stratified(X, 60, 1), RowBatches(X, 60, 1, 0).rows)
+
+
+def test_few_batches_have_their_share_of_all_rows(rng):
+    X = rng.normal(size=(128 * 64, 1))
+    rows = stratified(X, 64, 2)
+    assert len(np.unique(rows)) == 128
+    ranks = X[:, 0].argsort().argsort()[rows]
+    np.testing.assert_array_equal(np.sort(ranks, axis=1) // 128, np.tile(np.arange(64), (2, 1)))
 
 
 def test_threads_that_ask_at_once_get_the_same_batches(rng):
