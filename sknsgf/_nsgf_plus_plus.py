@@ -17,6 +17,7 @@ from sknsgf._simulation import PairSimulation, Simulation, make_pools
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, by_phase, one_of, whole
 from sknsgf._torch_bridge import load_arrays, parameters_to_arrays, training_mode
 from sknsgf._training import (
+    are_used_whole,
     continues,
     count_batches,
     keep_rows,
@@ -114,7 +115,8 @@ class NSGFPlusPlus(BaseFlow):
         between two batches of `pairing_size` rows; "potentials": the same, but only the first two
         batches are solved for and their potentials extended to the others; "exact": exact
         transport between two batches (POT); "independent": no choice. "auto" is "sinkhorn" in
-        consistent mode and "independent" in the paper's.
+        consistent mode ("potentials" where both samples are used whole, since all batches are the
+        same then) and "independent" in the paper's.
     pairing_size : int, default=2048
         Rows of the two batches that are paired at a time. Larger is sharper, and costs more. A
         smaller target is used whole.
@@ -533,7 +535,12 @@ class NSGFPlusPlus(BaseFlow):
         self.step_sizes_ = flow_step_sizes(self.n_steps, step_size, SINKHORN_SHARE)
         self.mode_, self.pairing_ = self.mode, self.pairing
         if self.pairing == "auto":
-            self.pairing_ = "independent" if paper else "sinkhorn"
+            one_plan = are_used_whole(self.pairing_size, X_source, X_target)
+            of_mode = {
+                "paper": "independent",
+                "consistent": "potentials" if one_plan else "sinkhorn",
+            }
+            self.pairing_ = of_mode[self.mode]
         self.n_pairings_ = count_batches(self.n_pairings, self.pairing_size, X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)

@@ -83,10 +83,14 @@ def resolve(estimator, X_source, X_target):
 def count_flows(estimator, X_source, X_target):
     """Number of flows; "auto" is one, or two to hold one out, where all would be the same."""
     size = estimator.flow_batch_size
-    used_whole = X_source is not None and max(len(X_source), len(X_target)) <= size
-    if estimator.n_flows == "auto" and used_whole:
+    if estimator.n_flows == "auto" and are_used_whole(size, X_source, X_target):
         return 2 if estimator.early_stopping else 1
     return count_batches(estimator.n_flows, size, X_source, X_target)
+
+
+def are_used_whole(size, X_source, X_target):
+    """Tell whether batches of a size are all rows of both samples, and so all the same."""
+    return X_source is not None and max(len(X_source), len(X_target)) <= size
 
 
 def count_batches(n_batches, size, X_source, X_target):

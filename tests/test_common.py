@@ -47,6 +47,12 @@ def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
 
 
 @pytest.mark.slow
-@each_check(NSGFSampler=NSGFSampler(), NSGFPlusPlus=NSGFPlusPlus(max_iter=200))
+@each_check(NSGFSampler=NSGFSampler(max_iter=200), NSGFPlusPlus=NSGFPlusPlus(max_iter=200))
+def test_the_estimator_passes_the_checks_at_default_settings_but_for_their_steps(estimator, check):
+    run(check, estimator)
+
+
+@pytest.mark.endurance
+@each_check(NSGFSampler=NSGFSampler(), NSGFPlusPlus=NSGFPlusPlus())
 def test_the_estimator_passes_the_checks_of_scikit_learn_at_default_settings(estimator, check):
     run(check, estimator)

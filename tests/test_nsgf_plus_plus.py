@@ -165,6 +165,14 @@ def test_automatic_choices_are_those_of_the_mode(kept_flows, mode, pairing, left
     assert set(map(len, flow.validation_loss_curves_.values())) == {0}
 
 
+@pytest.mark.parametrize(("size", "pairing"), [(100, "potentials"), (99, "sinkhorn")])
+def test_a_plan_is_shared_by_all_pairings_where_they_are_of_the_same_rows(size, pairing):
+    samples = X_source[:100], X_target[:90]
+    assert fitted(samples, pairing_size=size, max_iter=5).pairing_ == pairing
+    of_normal_law = fitted((X_target[:90],), pairing_size=size, max_iter=5)
+    assert of_normal_law.pairing_ == "sinkhorn"
+
+
 def test_phase_one_alone_is_the_discrete_flow_of_the_sampler():
     sampler_settings = CHEAP.keys() - {"n_straight_steps", "n_pairings", "pairing_size"}
     settings = {name: CHEAP[name] for name in sampler_settings}
