@@ -536,11 +536,8 @@ class NSGFPlusPlus(BaseFlow):
         self.mode_, self.pairing_ = self.mode, self.pairing
         if self.pairing == "auto":
             one_plan = are_used_whole(self.pairing_size, X_source, X_target)
-            of_mode = {
-                "paper": "independent",
-                "consistent": "potentials" if one_plan else "sinkhorn",
-            }
-            self.pairing_ = of_mode[self.mode]
+            drawn = "potentials" if one_plan else "sinkhorn"
+            self.pairing_ = "independent" if paper else drawn
         self.n_pairings_ = count_batches(self.n_pairings, self.pairing_size, X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)

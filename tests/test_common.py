@@ -47,8 +47,10 @@ def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
 
 
 @pytest.mark.slow
-@each_check(NSGFSampler=NSGFSampler(max_iter=200), NSGFPlusPlus=NSGFPlusPlus(max_iter=200))
-def test_the_estimator_passes_the_checks_at_default_settings_but_for_their_steps(estimator, check):
+@each_check(
+    NSGFSampler=NSGFSampler(max_iter=200), NSGFPlusPlus=NSGFPlusPlus(max_iter=200, n_pairings=8)
+)
+def test_the_estimator_passes_the_checks_at_default_settings_but_for_numbers(estimator, check):
     run(check, estimator)
 
 
