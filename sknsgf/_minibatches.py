@@ -14,9 +14,8 @@ from sklearn.utils import gen_even_slices
 from sknsgf._torch_bridge import balanced_rows, seed_of, seed_of_batch
 
 MINIBATCHES = ("stratified", "random")
-# Rows, and entries of these, that are dealt together, unless these are fewer rows or batches.
-DEALT_ROWS, DEALT_ENTRIES = 2**19, 2**24
-FEWEST_ROWS, FEWEST_BATCHES = 2**17, 16
+# Rows that are dealt together, unless these are fewer batches.
+DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
 # Principal axes that regions are cut along, and rows, and entries of these, that they are of.
 MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
 SMALLEST_UNIFORM = 2.0**-53  # a quasi-random one may be 0
@@ -37,25 +36,23 @@ class RowBatches:
     """Minibatches of rows of an array, converted one slice of batches at a time.
 
     All batches together draw each row equally often, give or take one. Stratified, each batch by
-    itself has its share of every region of the rows that are dealt together with its own. Of a
-    large sample more batches are dealt than asked for: these then have their share of more rows.
+    itself has its share of every region of the rows that are dealt together with its own.
     """
 
     def __init__(self, X, size, n_batches, seed, stratified=False):
-        self.X, self.size, self.seed = X, min(size, len(X)), seed
-        self.n_dealt, self.hands = n_batches, []  # slices of batches that are still to be dealt
+        self.X, self.size = X, min(size, len(X))
+        self.n_batches, self.seed = n_batches, seed
+        self.hands = []  # slices of batches that are still to be dealt
         if stratified and self.size < len(X):  # else each batch is all rows
-            n_rows = max(FEWEST_ROWS, min(DEALT_ROWS, DEALT_ENTRIES // X[:1].size))
-            n_together = max(FEWEST_BATCHES, n_rows // self.size)
-            self.n_dealt = max(n_batches, min(n_together, len(X) // self.size))
-            self.hands = list(gen_even_slices(self.n_dealt, ceil(self.n_dealt / n_together)))
+            n_together = max(FEWEST_BATCHES, DEALT_ROWS // self.size)
+            self.hands = list(gen_even_slices(n_batches, ceil(n_batches / n_together)))
         self.dealing = Lock()
 
     @cached_property
     def rows(self):
         """Indices of the rows of each minibatch, dealt anew as batches are asked for."""
-        rows = balanced_rows(len(self.X), self.n_dealt * self.size, self.seed)
-        return rows.reshape(self.n_dealt, self.size)
+        rows = balanced_rows(len(self.X), self.n_batches * self.size, self.seed)
+        return rows.reshape(self.n_batches, self.size)
 
     def __getitem__(self, batches):
         with self.dealing:  # several threads may be the first to ask for batches of a hand

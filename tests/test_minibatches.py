@@ -117,14 +117,14 @@ def test_the_normal_source_of_a_fit_is_stratified_or_random(rng):
 def stratified(X, size, n_batches, seed=0):
     """Indices of the rows of all batches, stratified."""
     batches = RowBatches(np.asarray(X), size, n_batches, seed, stratified=True)
-    everything, rows = batches[slice(0, n_batches)], batches.rows[:n_batches]
-    np.testing.assert_array_equal(everything, batches.X[rows])
-    return rows
+    everything = batches[slice(0, n_batches)]
+    np.testing.assert_array_equal(everything, batches.X[batches.rows])
+    return batches.rows
 
 
 @pytest.mark.parametrize(
     ("n_rows", "n_features", "size", "n_batches"),
-    [(640, 2, 64, 10), (500, 3, 64, 7), (100, 1, 99, 9), (300, 20, 2, 200), (50, 2, 26, 1)],
+    [(640, 2, 64, 10), (500, 3, 64, 7), (100, 1, 99, 9), (300, 20, 2, 200), (50, 2, 7, 1)],
 )
 def test_stratified_rows_are_those_of_random_batches(rng, n_rows, n_features, size, n_batches):
     X = rng.normal(size=(n_rows, n_features))
@@ -191,17 +191,9 @@ def test_large_batches_are_dealt_several_at_a_time(rng):
     assert np.ptp(medians) < 1e-3  # by chance about 0.02
 
 
-def test_a_batch_of_more_than_half_of_the_rows_is_left_to_chance(rng):
+def test_a_batch_alone_is_left_to_chance(rng):
     X = rng.normal(size=(100, 2))
-    np.testing.assert_array_equal(stratified(X, 60, 1), RowBatches(X, 60, 1, 0).rows)
-
-
-def test_few_batches_have_their_share_of_all_rows(rng):
-    X = rng.normal(size=(128 * 64, 1))
-    rows = stratified(X, 64, 2)
-    assert len(np.unique(rows)) == 128
-    ranks = X[:, 0].argsort().argsort()[rows]
-    np.testing.assert_array_equal(np.sort(ranks, axis=1) // 128, np.tile(np.arange(64), (2, 1)))
+    np.testing.assert_array_equal(stratified(X, 40, 1), RowBatches(X, 40, 1, 0).rows)
 
 
 def test_threads_that_ask_at_once_get_the_same_batches(rng):
