@@ -1,7 +1,7 @@
 """Minibatches: which rows of the samples are moved, or paired, together."""
 
 from functools import cached_property
-from math import ceil
+from math import ceil, log2
 from threading import Lock
 
 import numpy as np
@@ -18,7 +18,7 @@ MINIBATCHES = ("stratified", "random")
 DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
 # Principal axes that regions are cut along, and rows, and entries of these, that they are of.
 MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
-SMALLEST_UNIFORM = 2.0**-53  # a quasi-random one may be 0
+HALF_STEP = 2.0**-31  # Sobol points are multiples of twice as much, 0 included
 
 
 def minibatches(estimator, X_source, X_target, size, n_batches, streams):
@@ -72,8 +72,8 @@ def _overlap(first, second):
 class NormalBatches:
     """Minibatches drawn from a normal law with independent features.
 
-    Stratified, the features of the largest spread are those of a scrambled Halton sequence, of
-    which each batch has its share of every region, as all batches together have.
+    Stratified, the features of the largest spread are those of scrambled Sobol points, of which
+    each batch, and as many batches as are dealt together, have their share of every region.
     """
 
     def __init__(self, mean, std, size, seed, stratified=False):
@@ -85,15 +85,18 @@ class NormalBatches:
         shape = (batches.stop - batches.start, self.size, len(self.mean))
         draws = rng.standard_normal(shape)
         if len(self.widest):
-            draws[..., self.widest] = self._quasi_random(batches).reshape(*shape[:2], -1)
+            numbers = range(batches.start, batches.stop)
+            draws[..., self.widest] = [self._quasi_random(number) for number in numbers]
         return draws * self.std + self.mean
 
-    def _quasi_random(self, batches):
-        """Standard normal points of a part of the sequence."""
-        sequence = qmc.Halton(len(self.widest), seed=self.seed)
-        sequence.fast_forward(batches.start * self.size)
-        u = sequence.random((batches.stop - batches.start) * self.size)
-        return ndtri(np.clip(u, SMALLEST_UNIFORM, 1 - SMALLEST_UNIFORM))
+    def _quasi_random(self, number):
+        """Standard normal points of the batch with a number."""
+        hand, place = divmod(number, max(FEWEST_BATCHES, DEALT_ROWS // self.size))
+        points = qmc.Sobol(len(self.widest), seed=seed_of_batch(self.seed, hand))
+        if place:  # SciPy can't go forward by nothing
+            points.fast_forward(place * self.size)
+        n_points = 2 ** ceil(log2(self.size))  # SciPy warns where the first are no power of two
+        return ndtri(points.random(n_points)[: self.size] + HALF_STEP)
 
 
 def stratify(X, rows, rng):
