@@ -4,8 +4,8 @@
     python benchmarks/bench_quality.py
 
 Each contender (`contenders`) is fitted to the same 131,072 rows of both samples: random rows, or,
-with ``--rows quasi-random``, Sobol points of both laws, so that what rows happened to be drawn does
-not matter; without them, that is larger than what flows differ by. W2 (exact, POT) compares 4,096
+with ``--rows quasi-random``, Sobol points of both laws, so that which rows happened to be drawn does
+not matter (else, that is as much as flows differ by in the end). W2 (exact, POT) compares 4,096
 transported quasi-random source points with as many of the target, the sliced W2 32,768 of each, for
 several numbers of network evaluations of one fit; the floors compare two quasi-random samples of
 the target. The fit's time is CPU time, its memory the peak beyond what was held before; two fits
