@@ -4,13 +4,13 @@
     python benchmarks/bench_quality.py
 
 Each contender (`contenders`) is fitted to the same 131,072 rows of both samples: random rows, or,
-with ``--rows quasi-random``, Sobol points of both laws, so that which rows happened to be drawn does
-not matter (else, that is as much as flows differ by in the end). W2 (exact, POT) compares 4,096
-transported quasi-random source points with as many of the target, the sliced W2 32,768 of each, for
-several numbers of network evaluations of one fit; the floors compare two quasi-random samples of
-the target. The fit's time is CPU time, its memory the peak beyond what was held before; two fits
-run at a time, on one thread each. All three seeds take from one and a half to four hours. Runs are
-added to ``results/quality_runs.csv`` as they end, and those that are there already are not
+with ``--rows quasi-random``, Sobol points of both laws, so that which rows happened to be drawn
+does not matter (else, that is as much as flows differ by in the end). W2 (exact, POT) compares
+4,096 transported quasi-random source points with as many of the target, the sliced W2 32,768 of
+each, for several numbers of network evaluations of one fit; the floors compare two quasi-random
+samples of the target. The fit's time is CPU time, its memory the peak beyond what was held before;
+two fits run at a time, on one thread each. All three seeds take from one and a half to four hours.
+Runs are added to ``results/quality_runs.csv`` as they end, and those that are there already are not
 repeated, so an interrupted benchmark goes on where it was; tables and the figure are made from this
 file. Delete it to start anew, and keep it on one machine.
 """
