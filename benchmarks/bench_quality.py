@@ -144,9 +144,7 @@ def _number(text):
 
 def add_run(run):
     """Write a run to the end of the file, its columns in the order of their names."""
-    columns = [
-        *("rows", "pair", "flow", "seed", "fit (s)", *STAGES, "memory (MB)", "variance ratio")
-    ]
+    columns = ["rows", "pair", "flow", "seed", "fit (s)", *STAGES, "memory (MB)", "variance ratio"]
     columns += [f"{name}, {n}" for name in DISTANCES for n in (*EVALUATIONS, "floor")]
     new = not RUNS.exists()
     with RUNS.open("a", newline="") as file:

@@ -1,7 +1,7 @@
 """Minibatches: which rows of the samples are moved, or paired, together."""
 
 from functools import cached_property
-from math import ceil, log2
+from math import ceil
 from threading import Lock
 
 import numpy as np
@@ -16,7 +16,8 @@ from sknsgf._torch_bridge import balanced_rows, seed_of, seed_of_batch
 MINIBATCHES = ("stratified", "random")
 # Rows that are dealt together, unless these are fewer batches.
 DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
-# Principal axes that regions are cut along, and rows, and entries of these, that they are of.
+# Principal axes that regions are cut along (of a normal law, features), and rows, and entries of
+# these, that they are of.
 MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
 HALF_STEP = 2.0**-31  # Sobol points are multiples of twice as much, 0 included
 
@@ -44,8 +45,8 @@ class RowBatches:
         self.n_batches, self.seed = n_batches, seed
         self.hands = []  # slices of batches that are still to be dealt
         if stratified and self.size < len(X):  # else each batch is all rows
-            n_together = max(FEWEST_BATCHES, DEALT_ROWS // self.size)
-            self.hands = list(gen_even_slices(n_batches, ceil(n_batches / n_together)))
+            n_hands = ceil(n_batches / _dealt_together(self.size))
+            self.hands = list(gen_even_slices(n_batches, n_hands))
         self.dealing = Lock()
 
     @cached_property
@@ -64,6 +65,11 @@ class RowBatches:
         return self.X[rows[batches]]
 
 
+def _dealt_together(size):
+    """Number of batches of a size that have their shares together."""
+    return max(FEWEST_BATCHES, ceil(DEALT_ROWS / size))
+
+
 def _overlap(first, second):
     """Tell whether two slices have anything in common."""
     return first.start < second.stop and second.start < first.stop
@@ -72,8 +78,9 @@ def _overlap(first, second):
 class NormalBatches:
     """Minibatches drawn from a normal law with independent features.
 
-    Stratified, the features of the largest spread are those of scrambled Sobol points, of which
-    each batch, and as many batches as are dealt together, have their share of every region.
+    Stratified, the features of the largest spread are those of scrambled Sobol points. Each batch
+    has its share of every region then, almost so where its size is no power of two, and so have all
+    batches of as many rows as are dealt together.
     """
 
     def __init__(self, mean, std, size, seed, stratified=False):
@@ -91,11 +98,11 @@ class NormalBatches:
 
     def _quasi_random(self, number):
         """Standard normal points of the batch with a number."""
-        hand, place = divmod(number, max(FEWEST_BATCHES, DEALT_ROWS // self.size))
+        hand, place = divmod(number, _dealt_together(self.size))
         points = qmc.Sobol(len(self.widest), seed=seed_of_batch(self.seed, hand))
         if place:  # SciPy can't go forward by nothing
             points.fast_forward(place * self.size)
-        n_points = 2 ** ceil(log2(self.size))  # SciPy warns where the first are no power of two
+        n_points = 1 << (self.size - 1).bit_length()  # SciPy warns if the first are no power of two
         return ndtri(points.random(n_points)[: self.size] + HALF_STEP)
 
 

@@ -80,8 +80,8 @@ class NSGFSampler(BaseFlow):
         How rows of a sample that is larger than a batch are dealt to batches. "stratified": each
         batch has its share of every region, so that batches are much alike, and far clusters that
         hold equal shares of both samples do so in their batches. "random": by chance, as a single
-        batch is. All rows are used equally often either way. The normal law of ``fit(X)`` is drawn
-        from alike: quasi-random in the features of the largest spread, or at random.
+        batch is. All rows are used equally often either way. Draws of the normal law of ``fit(X)``
+        are quasi-random in the eight features of the largest spread, or all at random.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
         at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.

@@ -99,8 +99,8 @@ class NSGFPlusPlus(BaseFlow):
         How rows of a sample that is larger than a batch are dealt to batches. "stratified": each
         batch has its share of every region, so that batches are much alike, and far clusters that
         hold equal shares of both samples do so in their batches. "random": by chance, as a single
-        batch is. All rows are used equally often either way. The normal law of ``fit(X)`` is drawn
-        from alike: quasi-random in the features of the largest spread, or at random.
+        batch is. All rows are used equally often either way. Draws of the normal law of ``fit(X)``
+        are quasi-random in the eight features of the largest spread, or all at random.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
         at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
@@ -119,7 +119,7 @@ class NSGFPlusPlus(BaseFlow):
         same then) and "independent" in the paper's.
     pairing_size : int, default=2048
         Rows of the two batches that are paired at a time. Larger is sharper, and costs more. A
-        smaller target is used whole.
+        smaller sample is used whole.
     n_pairings : int or "auto", default="auto"
         Pairs of batches. "auto" makes 131,072 pairs of rows, in at most 128 pairs of batches.
     pool : {"memory", "memmap", "online"}, default="memory"
@@ -535,9 +535,12 @@ class NSGFPlusPlus(BaseFlow):
         self.step_sizes_ = flow_step_sizes(self.n_steps, step_size, SINKHORN_SHARE)
         self.mode_, self.pairing_ = self.mode, self.pairing
         if self.pairing == "auto":
-            one_plan = are_used_whole(self.pairing_size, X_source, X_target)
-            drawn = "potentials" if one_plan else "sinkhorn"
-            self.pairing_ = "independent" if paper else drawn
+            if paper:
+                self.pairing_ = "independent"
+            elif are_used_whole(self.pairing_size, X_source, X_target):
+                self.pairing_ = "potentials"
+            else:
+                self.pairing_ = "sinkhorn"
         self.n_pairings_ = count_batches(self.n_pairings, self.pairing_size, X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)

@@ -50,7 +50,9 @@ def test_the_estimator_passes_the_checks_of_scikit_learn(estimator, check):
 @each_check(
     NSGFSampler=NSGFSampler(max_iter=200), NSGFPlusPlus=NSGFPlusPlus(max_iter=200, n_pairings=8)
 )
-def test_the_estimator_passes_the_checks_at_default_settings_but_for_numbers(estimator, check):
+def test_the_estimator_passes_the_checks_with_networks_and_batches_of_the_default_size(
+    estimator, check
+):
     run(check, estimator)
 
 

@@ -165,12 +165,21 @@ def test_automatic_choices_are_those_of_the_mode(kept_flows, mode, pairing, left
     assert set(map(len, flow.validation_loss_curves_.values())) == {0}
 
 
-@pytest.mark.parametrize(("size", "pairing"), [(100, "potentials"), (99, "sinkhorn")])
-def test_a_plan_is_shared_by_all_pairings_where_they_are_of_the_same_rows(size, pairing):
-    samples = X_source[:100], X_target[:90]
-    assert fitted(samples, pairing_size=size, max_iter=5).pairing_ == pairing
-    of_normal_law = fitted((X_target[:90],), pairing_size=size, max_iter=5)
-    assert of_normal_law.pairing_ == "sinkhorn"
+@pytest.mark.parametrize(
+    ("mode", "n_source", "n_target", "pairing"),
+    [
+        ("consistent", 100, 90, "potentials"),
+        ("consistent", 101, 90, "sinkhorn"),
+        ("consistent", 90, 101, "sinkhorn"),
+        ("consistent", None, 90, "sinkhorn"),
+        ("paper", 100, 90, "independent"),
+    ],
+)
+def test_automatic_pairing_extends_potentials_where_samples_are_used_whole(
+    mode, n_source, n_target, pairing
+):
+    samples = [sample[:n] for sample, n in ((X_source, n_source), (X_target, n_target)) if n]
+    assert fitted(samples, mode=mode, pairing_size=100, max_iter=5).pairing_ == pairing
 
 
 def test_phase_one_alone_is_the_discrete_flow_of_the_sampler():
