@@ -5,7 +5,6 @@ from math import ceil
 from threading import Lock
 
 import numpy as np
-from scipy.special import ndtri
 from scipy.stats import qmc
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KDTree
@@ -19,7 +18,6 @@ DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
 # Principal axes that regions are cut along (of a normal law, features), and rows, and entries of
 # these, that they are of.
 MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
-HALF_STEP = 2.0**-31  # Sobol points are multiples of twice as much, 0 included
 
 
 def minibatches(estimator, X_source, X_target, size, n_batches, streams):
@@ -103,7 +101,8 @@ class NormalBatches:
         if place:  # SciPy can't go forward by nothing
             points.fast_forward(place * self.size)
         n_points = 1 << (self.size - 1).bit_length()  # SciPy warns if the first are no power of two
-        return ndtri(points.random(n_points)[: self.size] + HALF_STEP)
+        normal = qmc.MultivariateNormalQMC(np.zeros(len(self.widest)), engine=points)
+        return normal.random(n_points)[: self.size]
 
 
 def stratify(X, rows, rng):
@@ -129,9 +128,8 @@ def stratify(X, rows, rng):
     n_batches, size = rows.shape
     if n_batches == 1:
         return rows
-    tree = KDTree(
-        _along_principal_axes(X, rows), leaf_size=max(1, n_batches // 2)
-    )  # leaves of at most a cell
+    leaf_size = max(1, n_batches // 2)  # leaves of at most a cell
+    tree = KDTree(_along_principal_axes(X, rows), leaf_size=leaf_size)
     order = np.asarray(tree.get_arrays()[1])
     cells = rows.ravel()[order].reshape(size, n_batches)
     return rng.permuted(rng.permuted(cells, axis=1).T, axis=1)
