@@ -313,12 +313,12 @@ def test_threads_may_transport_at_once(flow):
         np.testing.assert_array_equal(list(pool.map(flow.transform, batches)), expected)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_number_of_threads_of_torch_is_left_as_it_was(flow):
-    before = torch.get_num_threads()
     for n_jobs in (1, 2):
         NSGFSampler(**CHEAP, n_jobs=n_jobs).fit(X_source, X_target).score(X_source)
         flow.sample(5)
-        assert torch.get_num_threads() == before
+        assert torch.get_num_threads() == 2
 
 
 # The caller's global state

@@ -278,21 +278,21 @@ def test_a_device_is_replaced_only_where_it_is_missing(monkeypatch, count, opene
     assert [available_device(device) for device in ("cpu", "cuda", "cuda:1")] == opened
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_one_thread_is_a_limit_that_ends():
-    before = torch.get_num_threads()
     with one_thread():
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("n_jobs", [None, 1, 2, -1])
 def test_thread_map_keeps_the_order_and_gives_each_call_one_thread(n_jobs):
     def call(item):
         return item**2, torch.get_num_threads()
 
-    before = torch.get_num_threads()
     assert thread_map(call, range(20), n_jobs) == [(item**2, 1) for item in range(20)]
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
 def test_thread_map_works_at_once_in_the_threads_asked_for():
