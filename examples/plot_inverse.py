@@ -6,9 +6,9 @@ There and back again
 back. Does a row come home?
 
 As exactly as its ways are computed. With the default, ten Euler steps, a typical row comes back to
-a place that is off by an eighth of the spread of the source; ten steps of another ``method`` bring
-it home to within a thousandth, without fitting again. What resists longest are rows at a *tear*,
-where neighbours part for different places.
+a place that is off by a hundredth of the spread of the source; ten steps of another ``method``
+bring it home to within a thousandth, without fitting again. What resists longest are rows at a
+*tear*, where neighbours part for different places.
 """
 
 # %%
@@ -50,11 +50,10 @@ two_phases = NSGFPlusPlus(n_pairings=N_BATCHES, **fitting).fit(X_source, X_targe
 # method, so the figure goes by network evaluations, counted one way. Lines are medians over rows;
 # the dotted lines are exceeded by one row in a hundred.
 #
-# Euler steps there and back see different velocities, and the error only halves when their number
-# doubles. The other methods are of a higher order. The straight phase of
-# :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, but its errors are ten times smaller: its ways
-# bend less, and the step before it is undone by solving for where a row came from (which takes 50
-# evaluations more).
+# Each Euler step goes with the velocity at its start, so that only what bends is off on the way
+# back, and the error halves when their number doubles. The other methods are of a higher order. The
+# straight phase of :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, and its ways bend less; the
+# step before it is undone by solving for where a row came from (which takes 50 evaluations more).
 
 
 def return_errors(estimator, X):
@@ -129,8 +128,8 @@ plt.show()
 # --------------------------------
 #
 # Few need a row to come home; more want rows of the target carried to the source. For that the law
-# of what arrives counts, and it gains from the same change: the energy distance of test rows of
-# the target, carried back, to rows of the source.
+# of what arrives counts, and ten Euler steps are enough: here is the energy distance of test rows
+# of the target, carried back, to rows of the source.
 
 for method, n_steps in (("euler", 10), ("euler", 50), ("midpoint", 10)):
     flow.method_, flow.n_integration_steps_ = method, n_steps
@@ -139,9 +138,9 @@ for method, n_steps in (("euler", 10), ("euler", 50), ("midpoint", 10)):
 print(f"{'floor':19}: {energy_distance(X_source, X_new):.4f}")
 
 # %%
-# So before ``inverse_transform``, set ``flow.method_ = "midpoint"``. (In the paper's mode of
-# :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they cannot come home at all:
-# :doc:`/two_phases`.)
+# So only where each row must come home exactly, set ``flow.method_ = "midpoint"`` first. (In the
+# paper's mode of :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they cannot
+# come home at all: :doc:`/two_phases`.)
 
 # sphinx_gallery_thumbnail_number = 2
 plt.show()

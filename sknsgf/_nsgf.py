@@ -34,7 +34,7 @@ from sknsgf._validation import (
     whole_number,
 )
 from sknsgf.flow.external import SOLVERS
-from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate
+from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate, invert_euler
 from sknsgf.flow.networks import ACTIVATIONS, velocity_field
 from sknsgf.flow.regression import SCHEDULES
 from sknsgf.flow.trajectories import POOL_DTYPES, TIMES, flow_step_sizes
@@ -69,7 +69,8 @@ class NSGFSampler(BaseFlow):
         ``(1 - step_size) ** n_steps`` of the way is left.
     time : {"continuous", "discrete"}, default="continuous"
         Whether the network learns the field at all times, or only at the ``n_steps`` times of the
-        particle scheme (as in [1]_; `method` must be "euler" with `n_steps` steps).
+        particle scheme (as in [1]_; `method` must be "euler" with `n_steps` steps). The way back
+        then solves for where each step began, by 50 evaluations.
     flow_batch_size : int, default=2048
         Particles, and target rows, of one simulated flow. Larger is less biased and costs more. A
         smaller sample is used whole; ``fit(X)`` draws as many particles as it uses rows.
@@ -104,7 +105,8 @@ class NSGFSampler(BaseFlow):
     network : {"mlp", "unet"} or callable, default="mlp"
         "unet" is a convolutional network for rows that are images. A callable builds your own
         :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
-        (n, n_features) and times (n,), and returns (n, n_features).
+        (n, n_features) and times (n,), and returns (n, n_features) of the same type: float32, or
+        float64 once the module is turned into it, as it is for rows that are not float32.
         The callable must be importable (not a lambda) for the estimator to be pickled.
     hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
         Units of each hidden layer of the "mlp" network. Only used with ``network="mlp"``.
@@ -135,7 +137,8 @@ class NSGFSampler(BaseFlow):
         Decay of the moving average of the weights that is kept; 0 keeps the last weights.
     early_stopping : bool, default=False
         Hold out a share of the flows, stop when their loss no longer falls, and keep the best
-        weights.
+        weights. Rows are not held out: of samples that each flow uses whole, it can't tell that
+        they are learned by heart.
     validation_fraction : float, default=0.1
         Share held out of the flows, or of those in memory at once. Only used when
         ``early_stopping=True``.
@@ -486,11 +489,18 @@ class NSGFSampler(BaseFlow):
         check_parameter("method_", method, options(*METHODS), type(self).__name__)
         check_discrete_time(self)
         check_method(self)
-        prediction = self._design.prediction
-        return partial(_integrate_field, prediction=prediction, n_steps=steps, method=method)
+        return partial(
+            _follow_field,
+            prediction=self._design.prediction,
+            discrete=self.time_ == "discrete",
+            n_steps=steps,
+            method=method,
+        )
 
 
-def _integrate_field(networks, *, prediction, n_steps, **options):
-    """Function that integrates the learned field from a tensor of points."""
+def _follow_field(networks, *, prediction, discrete, n_steps, backward=False, **options):
+    """Function that carries a tensor of points along the learned field, or back."""
     field = velocity_field(networks["velocity"], prediction, 0.5 / n_steps)
-    return lambda points: integrate(field, points, n_steps=n_steps, **options).x
+    if discrete and backward:  # at time 1, where the way back would begin, nothing was learned
+        return partial(invert_euler, field, n_steps=n_steps)
+    return lambda points: integrate(field, points, n_steps=n_steps, backward=backward, **options).x

@@ -29,9 +29,8 @@ class Integration(NamedTuple):
 
 
 def _euler_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
-    """Move with the velocity at the earlier flow time, as a field may be singular at time 1."""
-    pick = torch.minimum if isinstance(start, Tensor) else min
-    return x + (end - start) * field(x, pick(start, end))
+    """Move with the velocity at the start, which on a straight path is that of the whole step."""
+    return x + (end - start) * field(x, start)
 
 
 def _midpoint_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
@@ -79,9 +78,8 @@ def integrate(
     start : float or Tensor of shape (n,), default=0.0
         Earliest time, for all points or for each; a point that starts at time 1 stays.
     backward : bool, default=False
-        Integrate from time 1 to ``start``. Euler then takes each step's velocity at the earlier
-        time, so that the field is never evaluated at time 1; the other methods do evaluate it
-        there.
+        Integrate from time 1 to ``start``. The field is then evaluated at time 1, where one that
+        leads to predicted endpoints needs a bound (:func:`~sknsgf.flow.networks.velocity_field`).
     return_trajectory : bool, default=False
         Whether to return the points at the start and after each step.
 
@@ -151,8 +149,7 @@ def integrate_back(
     trajectory = [x]
     for _ in range(n_steps):
         step = (t - start_time(x)).clamp(0, 1 / n_steps)
-        t = t - step
-        x = x - step[:, None] * velocity(x, t)
+        x, t = x - step[:, None] * velocity(x, t), t - step
         trajectory.append(x)
     return Integration(torch.stack(trajectory) if return_trajectory else x, n_steps)
 

@@ -219,7 +219,7 @@ def test_backward_undoes_forward_up_to_eulers_error_with_predicted_times(points)
     for n_steps in (100, 400, 1600):
         flow = phases(linear(2), velocities(bending), start_time, 2, n_steps)
         errors.append((flow.backward(flow.forward(points)) - points).abs().max())
-    assert errors[0] < 0.05
+    assert errors[0] < 0.06
     assert errors[2] < errors[0] / 4
 
 

@@ -13,9 +13,9 @@ def velocity_field(
     """Velocity field of a trained network.
 
     The velocity that leads to a predicted endpoint ``e`` is ``(e - x) / (1 - t)``, which has no
-    meaning at time 1. The remaining time ``1 - t`` is kept at or above a bound. With half a step
-    of the integration as the bound, forward Euler and midpoint steps never evaluate the field
-    later, and backward ones are off by the network's error at most.
+    meaning at time 1. Times at which less remains than a bound are taken for the one at which it
+    does. With half a step of the integration as the bound, forward Euler and midpoint steps never
+    evaluate the field later; backward ones do at their start.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def velocity_field(
         return network
 
     def field(x: Tensor, t: Tensor) -> Tensor:
-        remaining = (1 - t).clamp_min(smallest_remaining)
-        return (network(x, t) - x) / remaining[:, None]
+        t = t.clamp_max(1 - smallest_remaining)
+        return (network(x, t) - x) / (1 - t)[:, None]
 
     return field
 

@@ -55,6 +55,13 @@ def test_remaining_time_is_bounded_for_each_point_by_its_own_bound():
     torch.testing.assert_close(velocity, torch.tensor([2.0, 4.0, 2.0])[:, None].expand(3, 2))
 
 
+def test_after_the_bound_the_field_is_that_at_the_bound():
+    x, _ = batch()
+    field = velocity_field(mlp(), "endpoint", 0.25)
+    at_the_bound, later = (field(x, torch.full((len(x),), t)) for t in (0.75, 1.0))
+    assert torch.equal(later, at_the_bound)
+
+
 def test_field_of_endpoints_keeps_the_dtype_of_the_points():
     velocity = velocity_field(mlp().double(), "endpoint")(*batch(dtype=torch.float64))
     assert velocity.dtype == torch.float64
