@@ -16,6 +16,7 @@ from sknsgf._torch_bridge import (
     Frame,
     available_device,
     balanced_rows,
+    full_precision,
     load_linear_algebra,
     mean_and_variance,
     one_thread,
@@ -157,7 +158,9 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
             once before any is used again.
         """
         check_is_fitted(self)
-        check_parameter("n_samples", n_samples, whole_number(1), f"{type(self).__name__}.sample")
+        caller = f"{type(self).__name__}.sample"
+        check_parameter("n_samples", n_samples, whole_number(1), caller)
+        check_parameter("random_state", random_state, "random_state", caller)
         state = self.random_state if random_state is None else random_state
         return self._sample(n_samples, seed_of(state, "sampling"))
 
@@ -200,7 +203,7 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         target = target[random_rows(len(target), SCORE_ROWS, seed_of(0, "scoring"))]
         scale = np.sqrt(mean_and_variance(self.target_sample_)[1].mean())
         blur = reference_blur(self.n_features_in_) * float(scale) or None
-        with one_thread():
+        with one_thread(), full_precision():
             return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur, tol=1e-3)
 
     def save(self, path):
@@ -297,7 +300,7 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         filled = in_parts(moved)
 
         def transport(chunk):
-            with torch.no_grad():
+            with torch.no_grad(), full_precision():
                 points = flow(frame.to_tensor(X[chunk], device, dtype))
             filled[..., chunk, :] = frame.to_array(points, X.dtype)
 

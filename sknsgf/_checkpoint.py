@@ -163,7 +163,7 @@ def _parameters(estimator):
     return {
         "the class": type(estimator).__name__,
         **{
-            f"the parameter {name}": repr(value)
+            f"the parameter {name}": repr(_plain(value))
             for name, value in sorted(estimator.get_params(deep=False).items())
             if name not in FREE
         },
@@ -202,6 +202,11 @@ def _fingerprint(X):
     return f"{n_rows} x {n_features} {X.dtype} ({digest.hexdigest()[:16]})"
 
 
+def _plain(value):
+    """A number of NumPy's, as a parameter may be, as one of Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _compact(record):
     """The same record with tensors on the CPU that are parts of no larger ones."""
     if isinstance(record, torch.Tensor):
@@ -210,4 +215,4 @@ def _compact(record):
         return {name: _compact(value) for name, value in record.items()}
     if isinstance(record, list):
         return [_compact(value) for value in record]
-    return record
+    return _plain(record)  # torch opens no other number

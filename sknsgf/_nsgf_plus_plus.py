@@ -136,7 +136,8 @@ class NSGFPlusPlus(BaseFlow):
     network : {"mlp", "unet"} or callable, default="mlp"
         "unet" is a convolutional network for rows that are images. A callable builds your own
         :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
-        (n, n_features) and times (n,), and returns (n, n_features).
+        (n, n_features) and times (n,), and returns (n, n_features) of the same type: float32, or
+        float64 once the module is turned into it, as it is for rows that are not float32.
         The callable must be importable (not a lambda) for the estimator to be pickled.
     hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
         Units of each hidden layer of the "mlp" network, and of the predictor of transition times.
@@ -172,7 +173,8 @@ class NSGFPlusPlus(BaseFlow):
         Decay of the moving average of the weights that is kept; 0 keeps the last weights.
     early_stopping : bool, default=False
         Hold out a share of the flows and of the pairings, stop when their loss no longer falls,
-        and keep the best weights.
+        and keep the best weights. Rows are not held out: of samples that each flow uses whole, it
+        can't tell that they are learned by heart.
     validation_fraction : float, default=0.1
         Share held out of them, or of those in memory at once. Only used when
         ``early_stopping=True``.

@@ -181,8 +181,15 @@ def load_arrays(network, arrays):
 
 @contextmanager
 def training_mode():
-    """Autograd as training needs it, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Autograd and precision as training needs them, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
+        yield
+
+
+@contextmanager
+def full_precision():
+    """No automatic casts to types of fewer digits, whatever the caller has asked for."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 

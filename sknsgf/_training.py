@@ -232,7 +232,7 @@ def keep_rows(estimator, X_source, X_target):
 
     Sets `source_sample_` and `target_sample_`.
     """
-    seed = seed_of(estimator.seed_, "kept")
+    seed = seed_of(0, "kept")  # the same for each estimator that is fitted to them
     estimator.target_sample_ = X_target[random_rows(len(X_target), KEPT_ROWS, seed)]
     estimator.source_sample_ = None
     if X_source is not None:

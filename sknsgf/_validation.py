@@ -1,5 +1,6 @@
 """What estimators accept: parameters and samples. Every error's wording is here."""
 
+import copy
 import os
 import re
 import warnings
@@ -18,6 +19,7 @@ from sklearn.utils import check_array, gen_batches
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
+    Options,
     StrOptions,
     validate_parameter_constraints,
 )
@@ -38,6 +40,8 @@ CHECKED_ENTRIES = 2**20  # entries of a mapped file that are checked at a time
 
 def whole_number(low=1, high=None):
     """Constraint of a parameter: an int of at least ``low`` and, if given, at most ``high``."""
+    if low == high:  # no interval for scikit-learn
+        return Options(Integral, {low})
     return Interval(Integral, low, high, closed="left" if high is None else "both")
 
 
@@ -461,18 +465,33 @@ def check_network_output(module, n_features):
         raise ValueError(
             "The 'network' parameter must build a module with weights to train. Got none."
         )
-    x, t = (torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in ((2, n_features), 2))
+    _check_rows_of_network(module, n_features, torch.float32)
+    double = copy.deepcopy(module).double()
+    try:
+        _check_rows_of_network(double, n_features, torch.float64)
+    except RuntimeError as error:
+        raise ValueError(
+            "The 'network' parameter must build a module that, once turned into float64, takes "
+            "float64 points, since rows of that type are transported in it. Got one that does not, "
+            f"perhaps because it turns times or points into float32 itself: {error}"
+        ) from error
+    return module
+
+
+def _check_rows_of_network(module, n_features, dtype):
+    x, t = (torch.zeros(shape, dtype=dtype, device="cpu") for shape in ((2, n_features), 2))
     mode = module.training
     with torch.no_grad():
         output = module.eval()(x, t)
     module.train(mode)
-    got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if got != (2, n_features):
+    wanted, got = f"{dtype} and shape (2, {n_features})", type(output).__name__
+    if isinstance(output, torch.Tensor):
+        got = f"{output.dtype} and shape {tuple(output.shape)}"
+    if got != wanted:
         raise ValueError(
-            "The 'network' parameter must build a module that returns one row per point: for 2 "
-            f"points, a tensor of shape (2, {n_features}). Got {got} instead."
+            "The 'network' parameter must build a module that returns one row per point, of the "
+            f"type of the points: here, a tensor of type {wanted}. Got {got} instead."
         )
-    return module
 
 
 def resolve_device(device):

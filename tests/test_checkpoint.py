@@ -142,6 +142,16 @@ def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
     assert len(losses) == 50
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_numbers_of_numpy_are_numbers(schedule, tmp_path, monkeypatch):
+    numbers = {"learning_rate_init": 2**-8, "weight_decay": 2**-10, "tol": 2**-12}
+    estimator = NSGFSampler(**SMALL | numbers, learning_rate=schedule)
+    as_numpy = {name: np.float64(number) for name, number in numbers.items()}
+    of_numpy = clone(estimator).set_params(**as_numpy)
+    assert killed_at_write(of_numpy, tmp_path / "fit", 3, monkeypatch)
+    assert_same_fit(fitted(estimator, tmp_path / "fit"), fitted(estimator))
+
+
 @pytest.mark.parametrize("state", [None, np.random.RandomState(3)])
 def test_a_fit_without_a_fixed_seed_goes_on_with_its_own(state, tmp_path, monkeypatch):
     estimator = NSGFSampler(**SMALL | {"random_state": state})

@@ -58,6 +58,16 @@ class PairNetwork(SmallNetwork):
         return super().forward(x, t), t
 
 
+class WideningNetwork(SmallNetwork):
+    def forward(self, x, t):
+        return super().forward(x, t).double()
+
+
+class SinglePrecisionNetwork(SmallNetwork):
+    def forward(self, x, t):
+        return super().forward(x.float(), t.float())
+
+
 class WeightlessNetwork(torch.nn.Module):
     def __init__(self, n_features):
         super().__init__()
@@ -171,6 +181,22 @@ def test_inverse_transform_undoes_transform_up_to_the_order_of_the_method(method
     assert errors[1] < 1e-13 + errors[0] / 4 ** (order - 0.5)
 
 
+@pytest.mark.parametrize("prediction", ["velocity", "endpoint"])
+def test_ten_euler_steps_go_back_nearly_the_way_they_came(prediction):
+    flow = NSGFSampler(**CHEAP).set_params(learning_rate_init=0.02, max_iter=600)
+    flow.set_params(prediction=prediction).fit(X_source, X_source * [1, 0.3] + 4)
+    assert flow.n_evaluations_ == 10
+    away = flow.inverse_transform(flow.transform(X_source)) - X_source
+    assert np.linalg.norm(away, axis=1).mean() < {"velocity": 0.15, "endpoint": 0.5}[prediction]
+
+
+def test_the_inverse_undoes_discrete_steps_one_by_one():
+    flow = NSGFSampler(**CHEAP).set_params(learning_rate_init=0.02, max_iter=300, time="discrete")
+    flow.fit(X_source, X_source + SHIFT)
+    again = flow.inverse_transform(flow.transform(X_source))
+    np.testing.assert_allclose(again, X_source, atol=1e-6)
+
+
 def test_trajectory_leads_from_the_rows_to_their_transform(flow):
     trajectory = flow.trajectory(X_source)
     assert trajectory.shape == (flow.n_integration_steps_ + 1, 200, 2)
@@ -248,6 +274,12 @@ def test_sample_falls_back_to_the_random_state_of_the_estimator(flow):
     np.testing.assert_array_equal(flow.sample(20), flow.sample(20, random_state=0))
     flow.random_state = None
     assert not np.array_equal(flow.sample(20), flow.sample(20))
+
+
+@pytest.mark.parametrize("random_state", [2.5, "seed", -1, np.random.default_rng(0)])
+def test_what_rows_cannot_be_drawn_with_raises(flow, random_state):
+    with pytest.raises(ValueError, match=r"'random_state' parameter of NSGFSampler\.sample must"):
+        flow.sample(2, random_state=random_state)
 
 
 def test_a_random_state_instance_gives_new_rows_at_each_call(flow):
@@ -334,6 +366,7 @@ def global_states():
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
         torch.empty(0).device,
     )
 
@@ -366,8 +399,14 @@ def float64_by_default():
 
 @pytest.mark.parametrize(
     "mode",
-    [float64_by_default, lambda: torch.device("meta"), torch.no_grad, torch.inference_mode],
-    ids=["float64", "meta device", "no_grad", "inference_mode"],
+    [
+        float64_by_default,
+        lambda: torch.device("meta"),
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
+    ids=["float64", "meta device", "no_grad", "inference_mode", "autocast"],
 )
 @pytest.mark.parametrize("samples", [(X_source, X_target), (X_target,)])
 def test_torch_defaults_of_the_caller_change_no_bit(samples, mode):
@@ -377,8 +416,10 @@ def test_torch_defaults_of_the_caller_change_no_bit(samples, mode):
         flow = NSGFSampler(**CHEAP).fit(*samples)
         assert_same_flow(flow, expected)
         sample, score = flow.sample(10), flow.score(X_source)
+        moved = flow.transform(X_source.astype("float32"))
         assert global_states() == before
     np.testing.assert_array_equal(sample, expected.sample(10))
+    np.testing.assert_array_equal(moved, expected.transform(X_source.astype("float32")))
     assert score == expected.score(X_source)
 
 
@@ -391,6 +432,12 @@ def test_arrays_of_the_caller_are_neither_changed_nor_needed_writable():
     flow.transform(samples[0])
     np.testing.assert_array_equal(samples[0], X_source)
     np.testing.assert_array_equal(samples[1], X_target)
+
+
+def test_scores_of_large_samples_do_not_depend_on_the_seed_of_the_fit():
+    rows = np.random.default_rng(0).normal(size=(12_000, 2))
+    flows = [NSGFSampler(**CHEAP | {"random_state": seed}).fit(rows, rows + 3) for seed in (0, 1)]
+    np.testing.assert_array_equal(flows[0].target_sample_, flows[1].target_sample_)
 
 
 def test_rows_kept_by_fit_are_copies():
@@ -882,8 +929,10 @@ def test_a_network_of_the_user_learns():
     [
         (lambda n_features: 3, TypeError, r"builds a torch.nn.Module\. Got .* int instead"),
         (SmallNetwork(2), TypeError, r"Got a module instead\. Pass its class"),
-        (NarrowNetwork, ValueError, r"a tensor of shape \(2, 2\)\. Got \(2,\) instead"),
-        (PairNetwork, ValueError, r"a tensor of shape \(2, 2\)\. Got tuple instead"),
+        (NarrowNetwork, ValueError, r"float32 and shape \(2, 2\)\. Got .* shape \(2,\) instead"),
+        (PairNetwork, ValueError, r"float32 and shape \(2, 2\)\. Got tuple instead"),
+        (WideningNetwork, ValueError, r"float32 and shape .* Got torch\.float64 and shape"),
+        (SinglePrecisionNetwork, ValueError, r"takes float64 points.* Got one that does not"),
         (WeightlessNetwork, ValueError, r"a module with weights to train\. Got none"),
     ],
 )

@@ -179,6 +179,16 @@ def test_a_straight_phase_of_no_steps_is_not_drawn(flow_in_two_phases):
     assert legend_names(display.ax_) == ["start", "end", "Sinkhorn phase", "target"]
 
 
+@pytest.mark.parametrize("kind", ["trajectories", "velocity", "density"])
+def test_a_flow_of_one_step_is_drawn(kind):
+    flow = NSGFPlusPlus(n_flows=2, n_pairings=2, max_iter=20, random_state=0)
+    flow.fit(X_source, X_source + 3)
+    flow.n_straight_steps_ = 0
+    display = FlowDisplay.from_estimator(flow, X_source, kind=kind)
+    assert display.positions.shape == (2, len(X_source), 2)
+    assert display.n_sinkhorn_steps == 1
+
+
 def test_one_feature_is_drawn_against_the_flow_time(narrow_sampler):
     display = FlowDisplay.from_estimator(narrow_sampler, X_source[:, :1])
     paths = segments(display.artists_["paths"])
