@@ -247,6 +247,11 @@ def check_guidance(adapter, y):
         raise ValueError(
             f"{needs} a transport that can be fitted. Got a FrozenEstimator. Give the flow itself."
         )
+    if getattr(adapter.transport, "image_shape", None) is not None:
+        raise ValueError(
+            f"{needs} a transport of rows that are no images: each class stands in a column beside "
+            f"the features. Got image_shape={adapter.transport.image_shape!r}."
+        )
     if not hasattr(adapter.estimator, "predict_proba"):
         raise ValueError(
             f"{needs} a classifier with the method predict_proba. Got {adapter.estimator!r}."

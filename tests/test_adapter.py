@@ -228,6 +228,11 @@ def test_float32_rows_stay_float32_for_a_guided_transport():
     [
         ({"direction": "backward"}, y, "needs direction='forward', since labels .* 'backward'"),
         ({"transport": FrozenEstimator(Shift())}, y, "needs a transport that can be fitted"),
+        (
+            {"transport": NSGFSampler(image_shape=(1, 1, 2))},
+            y,
+            r"no images: .* Got image_shape=\(1, 1, 2\)",
+        ),
         ({"estimator": Ridge()}, y, r"needs a classifier with the method predict_proba. .*Ridge"),
         ({"estimator": KNeighborsClassifier()}, np.stack([y, y], axis=1), r"of shape \(120, 2\)"),
     ],
