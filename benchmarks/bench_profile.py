@@ -8,7 +8,9 @@ stays small, and everything else by default: 131,072 rows of a two-dimensional p
 features. Transported are 10^5 rows. "Products" are those of matrices, and of coordinates, which
 take their place where these are few; "exponentials" are those of Sinkhorn kernels, "activations"
 the network's with their gradients, "optimiser" AdamW and the average of the weights. Of the other
-operators the one that takes most is named; "outside" is what passes outside of all operators.
+operators the one that takes most is named; "outside" is what passes outside of all operators. The
+profiler's own cost for each operator makes small ones, and the outside, look larger; the CPU time
+is without it.
 """
 
 import os

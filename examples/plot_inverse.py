@@ -6,9 +6,9 @@ There and back again
 back. Does a row come home?
 
 As exactly as its ways are computed. With the default, ten Euler steps, a typical row comes back to
-a place that is off by a hundredth of the spread of the source; ten steps of another ``method``
-bring it home to within a thousandth, without fitting again. What resists longest are rows at a
-*tear*, where neighbours part for different places.
+a place that is off by a thousandth of the spread of the source, and more steps bring it home more
+closely, without fitting again. What resists longest are rows at a *tear*, where neighbours part for
+different places.
 """
 
 # %%
@@ -47,13 +47,14 @@ two_phases = NSGFPlusPlus(n_pairings=N_BATCHES, **fitting).fit(X_source, X_targe
 #
 # Here is the distance between where a row was and where it comes back to, for three methods and
 # several numbers of steps. Both may be assigned to after the fit. What a step costs depends on the
-# method, so the figure goes by network evaluations, counted one way. Lines are medians over rows;
+# method, so the figure goes by network evaluations on the way there. Lines are medians over rows;
 # the dotted lines are exceeded by one row in a hundred.
 #
-# Each Euler step goes with the velocity at its start, so that only what bends is off on the way
-# back, and the error halves when their number doubles. The other methods are of a higher order. The
-# straight phase of :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, and its ways bend less; the
-# step before it is undone by solving for where a row came from (which takes 50 evaluations more).
+# An Euler step back is solved for where a step there would have begun, by one iteration, which takes
+# two evaluations: so it undoes that step, and the error falls to a quarter when their number doubles.
+# The other methods are integrated back as they are. The straight phase of
+# :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, and its errors are ten times smaller, since its
+# ways bend less; the step before it is undone by 50 such iterations.
 
 
 def return_errors(estimator, X):
@@ -93,10 +94,9 @@ plt.show()
 # --------------------------
 #
 # The first picture shows rows of the source in the colour of the cloud that they are carried to:
-# eight sectors, and tears between them. The others show the distance to home with ten steps. Euler
-# steps err nearly everywhere. With midpoint steps the errors are largest in the centre, where all
-# sectors meet, and along the tears: there velocities differ most from one place to the next, so
-# that a small error on the way becomes a larger one.
+# eight sectors, and tears between them. The others show the distance to home with ten steps. The
+# errors are largest in the centre, where all sectors meet, and along the tears: there velocities
+# differ most from one place to the next, so that a small error on the way becomes a larger one.
 
 flow.n_integration_steps_, two_phases.n_straight_steps_ = 10, 9
 flow.method_ = "midpoint"
@@ -138,9 +138,8 @@ for method, n_steps in (("euler", 10), ("euler", 50), ("midpoint", 10)):
 print(f"{'floor':19}: {energy_distance(X_source, X_new):.4f}")
 
 # %%
-# So only where each row must come home exactly, set ``flow.method_ = "midpoint"`` first. (In the
-# paper's mode of :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they cannot
-# come home at all: :doc:`/two_phases`.)
+# (In the paper's mode of :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they
+# cannot come home at all: :doc:`/two_phases`.)
 
 # sphinx_gallery_thumbnail_number = 2
 plt.show()

@@ -117,9 +117,11 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Where the flow, integrated backward in time, takes the rows. It undoes
-            :meth:`transform` up to the error of the integration method, which shrinks with the
-            number of steps.
+            Where the flow takes the rows on its way back. Euler steps are solved for where they
+            began: by one iteration with two evaluations, or by 50 evaluations where the network
+            learned at discrete times. So :meth:`transform` is undone up to an error that shrinks
+            with the number of steps, down to that of the network near time 1, and least where the
+            flow tears a cloud apart. Steps of other methods are integrated backward.
         """
         check_is_fitted(self)
         return self._transport_rows(check_rows(self, X), out, backward=True)
@@ -203,7 +205,7 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         target = target[random_rows(len(target), SCORE_ROWS, seed_of(0, "scoring"))]
         scale = np.sqrt(mean_and_variance(self.target_sample_)[1].mean())
         blur = reference_blur(self.n_features_in_) * float(scale) or None
-        with one_thread(), full_precision():
+        with one_thread():
             return -sinkhorn_divergence(moved, target, X_weight=weights, blur=blur, tol=1e-3)
 
     def save(self, path):

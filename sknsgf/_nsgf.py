@@ -70,7 +70,7 @@ class NSGFSampler(BaseFlow):
     time : {"continuous", "discrete"}, default="continuous"
         Whether the network learns the field at all times, or only at the ``n_steps`` times of the
         particle scheme (as in [1]_; `method` must be "euler" with `n_steps` steps). The way back
-        then solves for where each step began, by 50 evaluations.
+        then solves for where each step began, by 50 evaluations of each.
     flow_batch_size : int, default=2048
         Particles, and target rows, of one simulated flow. Larger is less biased and costs more. A
         smaller sample is used whole; ``fit(X)`` draws as many particles as it uses rows.
@@ -106,7 +106,7 @@ class NSGFSampler(BaseFlow):
         "unet" is a convolutional network for rows that are images. A callable builds your own
         :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
         (n, n_features) and times (n,), and returns (n, n_features) of the same type: float32, or
-        float64 once the module is turned into it, as it is for rows that are not float32.
+        float64 once the module is turned into it, as it is for rows of that type.
         The callable must be importable (not a lambda) for the estimator to be pickled.
     hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
         Units of each hidden layer of the "mlp" network. Only used with ``network="mlp"``.
@@ -137,8 +137,7 @@ class NSGFSampler(BaseFlow):
         Decay of the moving average of the weights that is kept; 0 keeps the last weights.
     early_stopping : bool, default=False
         Hold out a share of the flows, stop when their loss no longer falls, and keep the best
-        weights. Rows are not held out: of samples that each flow uses whole, it can't tell that
-        they are learned by heart.
+        weights. Flows are held out, not rows: see :doc:`/progress`.
     validation_fraction : float, default=0.1
         Share held out of the flows, or of those in memory at once. Only used when
         ``early_stopping=True``.
@@ -425,8 +424,8 @@ class NSGFSampler(BaseFlow):
             checkpoint = Checkpoint(self)
             self.seed_ = checkpoint.seed(self.random_state)
             self._resolve(X_source, X_target)
-            network = self._start_network()
             keep_rows(self, X_source, X_target)
+            network = self._start_network()
             checkpoint.claim(self, X_source, X_target, [network])
             simulation = Simulation(self, X_source, X_target, checkpoint)
             pools = make_pools(self, simulation, task, time=self.time, n_draws=self.max_iter)
@@ -498,9 +497,11 @@ class NSGFSampler(BaseFlow):
         )
 
 
-def _follow_field(networks, *, prediction, discrete, n_steps, backward=False, **options):
+def _follow_field(networks, *, prediction, discrete, n_steps, method, backward=False, **options):
     """Function that carries a tensor of points along the learned field, or back."""
-    field = velocity_field(networks["velocity"], prediction, 0.5 / n_steps)
+    smallest_remaining = (1.0 if backward and method == "euler" else 0.5) / n_steps
+    field = velocity_field(networks["velocity"], prediction, smallest_remaining)
     if discrete and backward:  # at time 1, where the way back would begin, nothing was learned
         return partial(invert_euler, field, n_steps=n_steps)
-    return lambda points: integrate(field, points, n_steps=n_steps, backward=backward, **options).x
+    options |= {"n_steps": n_steps, "method": method, "backward": backward}
+    return lambda points: integrate(field, points, **options).x

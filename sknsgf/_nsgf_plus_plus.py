@@ -137,7 +137,7 @@ class NSGFPlusPlus(BaseFlow):
         "unet" is a convolutional network for rows that are images. A callable builds your own
         :class:`torch.nn.Module` from the number of features; ``module(x, t)`` takes points
         (n, n_features) and times (n,), and returns (n, n_features) of the same type: float32, or
-        float64 once the module is turned into it, as it is for rows that are not float32.
+        float64 once the module is turned into it, as it is for rows of that type.
         The callable must be importable (not a lambda) for the estimator to be pickled.
     hidden_layer_sizes : int or tuple of int, default=(128, 128, 128)
         Units of each hidden layer of the "mlp" network, and of the predictor of transition times.
@@ -173,8 +173,7 @@ class NSGFPlusPlus(BaseFlow):
         Decay of the moving average of the weights that is kept; 0 keeps the last weights.
     early_stopping : bool, default=False
         Hold out a share of the flows and of the pairings, stop when their loss no longer falls,
-        and keep the best weights. Rows are not held out: of samples that each flow uses whole, it
-        can't tell that they are learned by heart.
+        and keep the best weights. These are held out, not rows: see :doc:`/progress`.
     validation_fraction : float, default=0.1
         Share held out of them, or of those in memory at once. Only used when
         ``early_stopping=True``.
@@ -479,8 +478,8 @@ class NSGFPlusPlus(BaseFlow):
             checkpoint = Checkpoint(self)
             self.seed_ = checkpoint.seed(self.random_state)
             self._resolve(X_source, X_target)
-            networks = self._start_networks()
             keep_rows(self, X_source, X_target)
+            networks = self._start_networks()
             checkpoint.claim(self, X_source, X_target, networks.values())
             learned = {}
 

@@ -1,6 +1,5 @@
 """What estimators accept: parameters and samples. Every error's wording is here."""
 
-import copy
 import os
 import re
 import warnings
@@ -19,7 +18,6 @@ from sklearn.utils import check_array, gen_batches
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
-    Options,
     StrOptions,
     validate_parameter_constraints,
 )
@@ -40,8 +38,8 @@ CHECKED_ENTRIES = 2**20  # entries of a mapped file that are checked at a time
 
 def whole_number(low=1, high=None):
     """Constraint of a parameter: an int of at least ``low`` and, if given, at most ``high``."""
-    if low == high:  # no interval for scikit-learn
-        return Options(Integral, {low})
+    if low == high:  # which scikit-learn takes for an empty interval
+        return Interval(Integral, low, high + 1, closed="left")
     return Interval(Integral, low, high, closed="left" if high is None else "both")
 
 
@@ -464,32 +462,22 @@ def checked_network(network):
     return build
 
 
-def check_network_output(module, n_features):
-    """Refuse a user's module that has nothing to train or returns another shape."""
+def check_network_output(module, n_features, dtype="float32"):
+    """Refuse a user's module that has nothing to train, or returns other rows than it should.
+
+    It is called with points of a type that its weights have.
+    """
     if not any(weights.requires_grad for weights in module.parameters()):
         raise ValueError(
             "The 'network' parameter must build a module with weights to train. Got none."
         )
-    _check_rows_of_network(module, n_features, torch.float32)
-    double = copy.deepcopy(module).double()
-    try:
-        _check_rows_of_network(double, n_features, torch.float64)
-    except RuntimeError as error:
-        raise ValueError(
-            "The 'network' parameter must build a module that, once turned into float64, takes "
-            "float64 points, since rows of that type are transported in it. Got one that does not, "
-            f"perhaps because it turns times or points into float32 itself: {error}"
-        ) from error
-    return module
-
-
-def _check_rows_of_network(module, n_features, dtype):
-    x, t = (torch.zeros(shape, dtype=dtype, device="cpu") for shape in ((2, n_features), 2))
+    kind = {"dtype": getattr(torch, dtype), "device": "cpu"}
+    x, t = torch.zeros(2, n_features, **kind), torch.zeros(2, **kind)
     mode = module.training
-    with torch.no_grad():
+    with torch.no_grad(), _network_errors(dtype):
         output = module.eval()(x, t)
     module.train(mode)
-    wanted, got = f"{dtype} and shape (2, {n_features})", type(output).__name__
+    wanted, got = f"torch.{dtype} and shape (2, {n_features})", type(output).__name__
     if isinstance(output, torch.Tensor):
         got = f"{output.dtype} and shape {tuple(output.shape)}"
     if got != wanted:
@@ -497,6 +485,22 @@ def _check_rows_of_network(module, n_features, dtype):
             "The 'network' parameter must build a module that returns one row per point, of the "
             f"type of the points: here, a tensor of type {wanted}. Got {got} instead."
         )
+
+
+@contextmanager
+def _network_errors(dtype):
+    """Say why a module is called with float64 points."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dtype == "float32":
+            raise
+        raise ValueError(
+            "The 'network' parameter must build a module that, once turned into float64, takes "
+            "float64 points, since the samples are of that type and are transported in it. Got one "
+            "that does not, perhaps because it turns times or points into float32 itself. Change "
+            f"that, or fit to float32 samples. torch says: {error}"
+        ) from error
 
 
 def resolve_device(device):

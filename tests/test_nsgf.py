@@ -182,12 +182,15 @@ def test_inverse_transform_undoes_transform_up_to_the_order_of_the_method(method
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "endpoint"])
-def test_ten_euler_steps_go_back_nearly_the_way_they_came(prediction):
+def test_euler_steps_lead_back_nearly_the_way_they_came(prediction):
     flow = NSGFSampler(**CHEAP).set_params(learning_rate_init=0.02, max_iter=600)
     flow.set_params(prediction=prediction).fit(X_source, X_source * [1, 0.3] + 4)
-    assert flow.n_evaluations_ == 10
-    away = flow.inverse_transform(flow.transform(X_source)) - X_source
-    assert np.linalg.norm(away, axis=1).mean() < {"velocity": 0.15, "endpoint": 0.5}[prediction]
+    errors = []
+    for flow.n_integration_steps_ in (10, 50):
+        away = flow.inverse_transform(flow.transform(X_source)) - X_source
+        errors.append(np.linalg.norm(away, axis=1).mean())
+    assert errors[0] < 0.1
+    assert errors[1] < errors[0]
 
 
 def test_the_inverse_undoes_discrete_steps_one_by_one():
@@ -434,9 +437,10 @@ def test_arrays_of_the_caller_are_neither_changed_nor_needed_writable():
     np.testing.assert_array_equal(samples[1], X_target)
 
 
-def test_scores_of_large_samples_do_not_depend_on_the_seed_of_the_fit():
+def test_which_rows_are_kept_does_not_depend_on_the_seed_of_the_fit():
     rows = np.random.default_rng(0).normal(size=(12_000, 2))
     flows = [NSGFSampler(**CHEAP | {"random_state": seed}).fit(rows, rows + 3) for seed in (0, 1)]
+    np.testing.assert_array_equal(flows[0].source_sample_, flows[1].source_sample_)
     np.testing.assert_array_equal(flows[0].target_sample_, flows[1].target_sample_)
 
 
@@ -492,7 +496,8 @@ def test_n_evaluations_counts_the_calls_of_the_network(direction, method, n_step
     flow.fit(X_source, X_target)
     SmallNetwork.n_calls = 0
     getattr(flow, direction)(X_source)
-    assert SmallNetwork.n_calls == n_calls
+    solves = direction == "inverse_transform" and method == "euler"  # with two calls for each step
+    assert SmallNetwork.n_calls == n_calls * (2 if solves else 1)
     assert flow.n_evaluations_ == n_calls
 
 
@@ -922,6 +927,12 @@ def test_a_network_of_the_user_learns():
     )
     moved = flow.fit(X_source, X_source + SHIFT).transform(X_source) - X_source
     np.testing.assert_allclose(moved.mean(axis=0), SHIFT, atol=0.15)
+
+
+def test_a_network_of_float32_is_enough_for_rows_of_float32():
+    rows = X_source.astype("float32")
+    flow = NSGFSampler(**CHEAP).set_params(network=SinglePrecisionNetwork, max_iter=5)
+    assert flow.fit(rows, rows + 3).transform(rows).dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,17 @@ class Integration(NamedTuple):
 
 
 def _euler_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
-    """Move with the velocity at the start, which on a straight path is that of the whole step."""
+    """Move with the velocity at the start."""
     return x + (end - start) * field(x, start)
+
+
+def _inverse_euler_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
+    """Move to where a forward Euler step leads here from, by one fixed-point iteration.
+
+    It begins where the velocity at the start leads, which on a straight path is there already.
+    """
+    guess = x + (end - start) * field(x, start)
+    return x + (end - start) * field(guess, end)
 
 
 def _midpoint_step(field: TimedField, x: Tensor, start: Time, end: Time) -> Tensor:
@@ -78,8 +87,10 @@ def integrate(
     start : float or Tensor of shape (n,), default=0.0
         Earliest time, for all points or for each; a point that starts at time 1 stays.
     backward : bool, default=False
-        Integrate from time 1 to ``start``. The field is then evaluated at time 1, where one that
-        leads to predicted endpoints needs a bound (:func:`~sknsgf.flow.networks.velocity_field`).
+        Integrate from time 1 to ``start``. Each Euler step is then solved for where a forward one
+        must have begun, by one iteration, with 2 evaluations. The field is evaluated at time 1,
+        where one that leads to predicted endpoints needs a bound
+        (:func:`~sknsgf.flow.networks.velocity_field`).
     return_trajectory : bool, default=False
         Whether to return the points at the start and after each step.
 
@@ -105,8 +116,9 @@ def integrate(
     first = start[:, None] if isinstance(start, Tensor) else start
     times = [first + k / n_steps * (1 - first) for k in range(n_steps + 1)]
     trajectory = [x] if return_trajectory else None
+    step = _inverse_euler_step if backward and method == "euler" else METHODS[method]
     for here, there in pairwise(reversed(times) if backward else times):
-        x = METHODS[method](field, x, here, there)
+        x = step(field, x, here, there)
         if trajectory is not None:
             trajectory.append(x)
     return Integration(x if trajectory is None else torch.stack(trajectory), n_evaluations)
@@ -145,13 +157,17 @@ def integrate_back(
     >>> integrate_back(lambda x, t: torch.ones_like(x), torch.ones(1, 1), half, n_steps=4).x
     tensor([[0.5000]])
     """
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        return velocity(x, t[:, 0])
+
     t = x.new_ones(len(x))
     trajectory = [x]
     for _ in range(n_steps):
-        step = (t - start_time(x)).clamp(0, 1 / n_steps)
-        x, t = x - step[:, None] * velocity(x, t), t - step
+        end = t - (t - start_time(x)).clamp(0, 1 / n_steps)
+        x, t = _inverse_euler_step(field, x, t[:, None], end[:, None]), end
         trajectory.append(x)
-    return Integration(torch.stack(trajectory) if return_trajectory else x, n_steps)
+    return Integration(torch.stack(trajectory) if return_trajectory else x, 2 * n_steps)
 
 
 def invert_euler(velocity: Velocity, x: Tensor, *, n_steps: int, n_iterations: int = 50) -> Tensor:

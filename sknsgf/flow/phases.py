@@ -64,7 +64,7 @@ class TwoPhases(NamedTuple):
         """
         steps = self.n_straight_steps
         if steps:
-            field = self.straight(self._half_step(1.0))
+            field = self.straight((1.0 if self.method == "euler" else 0.5) / steps)
             if self.start_time is None:
                 x = integrate(field, x, n_steps=steps, method=self.method, backward=True).x
             else:

@@ -123,7 +123,9 @@ def test_every_point_ends_at_its_predicted_end_whatever_its_time(points, n_strai
 
 
 @pytest.mark.parametrize(("start", "of_a_step"), [(None, 1.0), (0.0, 1.0), (0.5, 0.5), (1.0, 8e-6)])
-def test_the_remaining_time_is_bounded_by_half_a_step(points, start, of_a_step):
+def test_the_remaining_time_is_bounded_by_half_a_step_and_by_one_on_the_way_back(
+    points, start, of_a_step
+):
     def straight(smallest_remaining):
         bounds.append(smallest_remaining)
         return constant(SECOND)
@@ -139,7 +141,7 @@ def test_the_remaining_time_is_bounded_by_half_a_step(points, start, of_a_step):
     assert torch.as_tensor(forward).flatten().tolist() == pytest.approx(
         [of_a_step / 8] * (1 if start is None else len(points))
     )
-    assert backward == 1 / 8
+    assert backward == 1 / 4
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -219,7 +221,7 @@ def test_backward_undoes_forward_up_to_eulers_error_with_predicted_times(points)
     for n_steps in (100, 400, 1600):
         flow = phases(linear(2), velocities(bending), start_time, 2, n_steps)
         errors.append((flow.backward(flow.forward(points)) - points).abs().max())
-    assert errors[0] < 0.06
+    assert errors[0] < 0.05
     assert errors[2] < errors[0] / 4
 
 
