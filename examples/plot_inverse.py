@@ -50,11 +50,11 @@ two_phases = NSGFPlusPlus(n_pairings=N_BATCHES, **fitting).fit(X_source, X_targe
 # method, so the figure goes by network evaluations on the way there. Lines are medians over rows;
 # the dotted lines are exceeded by one row in a hundred.
 #
-# An Euler step back is solved for where a step there would have begun, by one iteration, which takes
-# two evaluations: so it undoes that step, and the error falls to a quarter when their number doubles.
-# The other methods are integrated back as they are. The straight phase of
-# :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, and its errors are ten times smaller, since its
-# ways bend less; the step before it is undone by 50 such iterations.
+# An Euler step back is solved for where a step there would have begun, by one iteration, which
+# takes two evaluations: so it undoes that step, and the error falls to a quarter when their number
+# doubles. The other methods are integrated back as they are. The straight phase of
+# :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, and its errors are ten times smaller, since
+# its ways bend less; the step before it is undone by 50 such iterations.
 
 
 def return_errors(estimator, X):

@@ -212,7 +212,7 @@ class NSGFSampler(BaseFlow):
         The integration in use. Both may be assigned to, to transport with more or fewer network
         evaluations without fitting again.
     n_evaluations_ : int
-        Network evaluations per transported row.
+        Network evaluations per row of :meth:`transform`.
     source_sample_, target_sample_ : ndarray
         Up to 10,000 rows of each sample, kept for :meth:`sample` and :meth:`score`;
         `source_sample_` is None after ``fit(X)``.

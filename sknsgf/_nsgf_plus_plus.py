@@ -252,7 +252,7 @@ class NSGFPlusPlus(BaseFlow):
         The integration of the straight phase. Both may be assigned to, to transport with more or
         fewer network evaluations without fitting again; 0 steps end after the Sinkhorn phase.
     n_evaluations_ : int
-        Network evaluations per transported row.
+        Network evaluations per row of :meth:`transform`.
     phase_evaluations_ : dict of str to int
         The same for each network.
     source_sample_, target_sample_ : ndarray
