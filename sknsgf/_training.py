@@ -114,9 +114,8 @@ def start_network(estimator, design, arrays, stream):
         network = checked.build(seed)
         check_network_output(network, design.n_features)
     if not isinstance(design.network, str) and estimator.target_sample_.dtype == np.float64:
-        with own_layers(
-            estimator, stream
-        ):  # another one, since some keep what they are first given
+        # Another one, since some modules keep what they are first given.
+        with own_layers(estimator, stream):
             check_network_output(checked.build(seed).double(), design.n_features, "float64")
     return network if arrays is None else load_arrays(network, arrays)
 
