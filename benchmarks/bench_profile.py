@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from time import perf_counter, process_time
 
-import numpy as np
+from bench_cost import samples
 from results import publish
 from torch.profiler import ProfilerActivity, profile
 
@@ -39,16 +39,6 @@ GROUPS = {
         "aten::lerp_",
     ),
 }
-
-
-def samples(n_features):
-    """Source and target: the first pair in the plane, or normal rows and clusters of them."""
-    if n_features == 2:
-        return make_pair(PAIRS[0], N_ROWS, random_state=0)
-    rng = np.random.default_rng(0)
-    source, target = rng.standard_normal((2, N_ROWS, n_features))
-    centers = 3 * rng.standard_normal((8, n_features))
-    return source, target / 2 + centers[rng.integers(8, size=N_ROWS)]
 
 
 def shares(call):
@@ -73,8 +63,8 @@ def shares(call):
 def main():
     """Profile both estimators."""
     rows = []
-    for n_features in (2, 64):
-        source, target = samples(n_features)
+    pair, clusters = make_pair(PAIRS[0], N_ROWS, random_state=0), samples(N_ROWS, 64)
+    for n_features, (source, target) in ((2, pair), (64, clusters)):
         for kind in (NSGFSampler, NSGFPlusPlus):
             flow = kind(device="cpu", random_state=0)
             fewer = {name: n for name, n in FEWER.items() if name in flow.get_params()}

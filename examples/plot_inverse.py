@@ -138,8 +138,8 @@ for method, n_steps in (("euler", 10), ("euler", 50), ("midpoint", 10)):
 print(f"{'floor':19}: {energy_distance(X_source, X_new):.4f}")
 
 # %%
-# (In the paper's mode of :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they
-# cannot come home at all: :doc:`/two_phases`.)
+# In the paper's mode of :class:`~sknsgf.NSGFPlusPlus` many rows may share one end, so that they
+# cannot come home at all: :doc:`/two_phases`.
 
 # sphinx_gallery_thumbnail_number = 2
 plt.show()

@@ -34,7 +34,13 @@ from sknsgf._validation import (
     whole_number,
 )
 from sknsgf.flow.external import SOLVERS
-from sknsgf.flow.integration import EVALUATIONS_PER_STEP, METHODS, integrate, invert_euler
+from sknsgf.flow.integration import (
+    EVALUATIONS_PER_STEP,
+    METHODS,
+    integrate,
+    invert_euler,
+    least_remaining_back,
+)
 from sknsgf.flow.networks import ACTIVATIONS, velocity_field
 from sknsgf.flow.regression import SCHEDULES
 from sknsgf.flow.trajectories import POOL_DTYPES, TIMES, flow_step_sizes
@@ -499,8 +505,8 @@ class NSGFSampler(BaseFlow):
 
 def _follow_field(networks, *, prediction, discrete, n_steps, method, backward=False, **options):
     """Function that carries a tensor of points along the learned field, or back."""
-    smallest_remaining = (1.0 if backward and method == "euler" else 0.5) / n_steps
-    field = velocity_field(networks["velocity"], prediction, smallest_remaining)
+    bound = least_remaining_back(method, n_steps) if backward else 0.5 / n_steps
+    field = velocity_field(networks["velocity"], prediction, bound)
     if discrete and backward:  # at time 1, where the way back would begin, nothing was learned
         return partial(invert_euler, field, n_steps=n_steps)
     options |= {"n_steps": n_steps, "method": method, "backward": backward}

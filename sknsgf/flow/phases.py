@@ -8,7 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sknsgf.flow.integration import Velocity, integrate, integrate_back, invert_euler
+from sknsgf.flow.integration import (
+    Velocity,
+    integrate,
+    integrate_back,
+    invert_euler,
+    least_remaining_back,
+)
 
 
 class TwoPhases(NamedTuple):
@@ -64,7 +70,7 @@ class TwoPhases(NamedTuple):
         """
         steps = self.n_straight_steps
         if steps:
-            field = self.straight((1.0 if self.method == "euler" else 0.5) / steps)
+            field = self.straight(least_remaining_back(self.method, steps))
             if self.start_time is None:
                 x = integrate(field, x, n_steps=steps, method=self.method, backward=True).x
             else:

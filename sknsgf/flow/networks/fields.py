@@ -15,8 +15,8 @@ def velocity_field(
     The velocity that leads to a predicted endpoint ``e`` is ``(e - x) / (1 - t)``, which has no
     meaning at time 1. Times at which less remains than a bound are taken for the one at which it
     does. With half a step of the integration as the bound, forward Euler and midpoint steps never
-    evaluate the field later; backward ones do at time 1, and for those of Euler a whole step was
-    measured to be the better bound.
+    evaluate the field later; backward ones do, at time 1
+    (:func:`~sknsgf.flow.integration.least_remaining_back`).
 
     Parameters
     ----------
