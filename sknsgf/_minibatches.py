@@ -10,14 +10,62 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KDTree
 from sklearn.utils import gen_even_slices
 
-from sknsgf._torch_bridge import balanced_rows, seed_of, seed_of_batch
+from sknsgf._torch_bridge import balanced_rows, random_rows, seed_of, seed_of_batch
 
 MINIBATCHES = ("stratified", "random")
+MOST_HELD_OUT = 2**13  # rows of a sample that early stopping holds out
 # Rows that are dealt together, unless these are fewer batches.
 DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
 # Principal axes that regions are cut along (of a normal law, features), and rows, and entries of
 # these, that they are of.
 MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
+
+
+def hold_out(estimator, X_source, X_target):
+    """Samples to train on and, for early stopping, samples of their other rows, or None.
+
+    A source that is None, a normal law, is both.
+    """
+    if not estimator.early_stopping:
+        return (X_source, X_target), None
+    training, held_out = [], []
+    for X, name in ((X_source, "source"), (X_target, "target")):
+        rows = None
+        if X is not None:
+            n_rows, seed = len(X), seed_of(estimator.seed_, f"held-out {name}")
+            rows = random_rows(n_rows, n_rows - n_training_rows(estimator, X), seed)
+        training.append(X if X is None else OtherRows(X, rows))
+        held_out.append(X if X is None else X[rows])
+    return tuple(training), tuple(held_out)
+
+
+def n_training_rows(estimator, X):
+    """Number of rows of a sample that are not held out: one at least."""
+    if not estimator.early_stopping:
+        return len(X)
+    n_held_out = min(ceil(estimator.validation_fraction * len(X)), MOST_HELD_OUT, len(X) - 1)
+    return len(X) - n_held_out
+
+
+class OtherRows:
+    """Rows of an array without some of them, by arrays of indices; nothing is copied.
+
+    Parameters
+    ----------
+    X : array of shape (n_rows, n_features)
+    left_out : ndarray of int
+        Indices of the rows that are left out, in their order.
+    """
+
+    def __init__(self, X, left_out):
+        self.X, self.n_rows = X, len(X) - len(left_out)
+        self.n_before = left_out - np.arange(len(left_out))  # of the others, before each of these
+
+    def __len__(self):
+        return self.n_rows
+
+    def __getitem__(self, rows):
+        return self.X[rows + np.searchsorted(self.n_before, rows, side="right")]
 
 
 def minibatches(estimator, X_source, X_target, size, n_batches, streams):

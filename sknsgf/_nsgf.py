@@ -7,7 +7,7 @@ from numbers import Integral
 from sknsgf._base import BaseFlow
 from sknsgf._callbacks import Training, fit_task
 from sknsgf._checkpoint import Checkpoint
-from sknsgf._minibatches import MINIBATCHES
+from sknsgf._minibatches import MINIBATCHES, hold_out
 from sknsgf._persistence import persistent
 from sknsgf._simulation import Simulation, make_pools
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, one_of, whole
@@ -142,11 +142,12 @@ class NSGFSampler(BaseFlow):
     ema_decay : float, default=0.999
         Decay of the moving average of the weights that is kept; 0 keeps the last weights.
     early_stopping : bool, default=False
-        Hold out a share of the flows, stop when their loss no longer falls, and keep the best
-        weights. Flows are held out, not rows: see :doc:`/progress`.
+        Train on a part of the rows of both samples, stop when the loss of flows of the other rows
+        no longer falls, and keep the best weights. For samples of a few thousand rows or less in
+        more than a few features, which are soon learned by heart: see :doc:`/progress`.
     validation_fraction : float, default=0.1
-        Share held out of the flows, or of those in memory at once. Only used when
-        ``early_stopping=True``.
+        Share of the rows of each sample (at most 8,192) that is held out, and of the flows, or of
+        those in memory at once, that are flows of these. Only used when ``early_stopping=True``.
     n_iter_no_change : int, default=10
         Checks (one every 100 steps) without improvement before stopping. Only used when
         ``early_stopping=True``.
@@ -211,7 +212,7 @@ class NSGFSampler(BaseFlow):
         Mean squared error of the batch at each gradient step, in squared units of `scale_`;
         that of endpoints of the "mlp" network is weighted by time, from about 1 to 32.
     validation_loss_curve_ : list of float
-        The same on held-out flows, every 100 steps; empty without early stopping.
+        The same on flows of held-out rows, every 100 steps; empty without early stopping.
     n_iter_ : int
         Gradient steps done.
     method_, n_integration_steps_ : str, int
@@ -433,12 +434,13 @@ class NSGFSampler(BaseFlow):
             keep_rows(self, X_source, X_target)
             network = self._start_network()
             checkpoint.claim(self, X_source, X_target, [network])
-            simulation = Simulation(self, X_source, X_target, checkpoint)
-            pools = make_pools(self, simulation, task, time=self.time, n_draws=self.max_iter)
+            samples, held_out = hold_out(self, X_source, X_target)
+            flows = Simulation(self, samples, checkpoint)
+            pools = make_pools(self, flows, held_out, task, time=self.time, n_draws=self.max_iter)
             training = Training(task, "training", self._learned)
             result = train_on_pools(self, network, *pools, training, checkpoint)
             vars(self).update(self._learned(result))
-            warn_of_inaccuracy(self, simulation.radius)
+            warn_of_inaccuracy(self, flows.radius)
         checkpoint.remove()
         return self
 

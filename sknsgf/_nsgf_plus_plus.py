@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
 from sknsgf._callbacks import Training, fit_task
 from sknsgf._checkpoint import Checkpoint
-from sknsgf._minibatches import MINIBATCHES
+from sknsgf._minibatches import MINIBATCHES, hold_out
 from sknsgf._persistence import persistent
 from sknsgf._simulation import PairSimulation, Simulation, make_pools
 from sknsgf._state import FLOW_ATTRIBUTES, LOSSES, WEIGHTS, NetworkDesign, by_phase, one_of, whole
@@ -172,10 +172,13 @@ class NSGFPlusPlus(BaseFlow):
     ema_decay : float, default=0.999
         Decay of the moving average of the weights that is kept; 0 keeps the last weights.
     early_stopping : bool, default=False
-        Hold out a share of the flows and of the pairings, stop when their loss no longer falls,
-        and keep the best weights. These are held out, not rows: see :doc:`/progress`.
+        Train on a part of the rows of both samples, stop each training when the loss of flows, or
+        pairs, of the other rows no longer falls, and keep the best weights. For samples of a few
+        thousand rows or less in more than a few features, which are soon learned by heart: see
+        :doc:`/progress`.
     validation_fraction : float, default=0.1
-        Share held out of them, or of those in memory at once. Only used when
+        Share of the rows of each sample (at most 8,192) that is held out, and of the flows and
+        pairings, or of those in memory at once, that are of these. Only used when
         ``early_stopping=True``.
     n_iter_no_change : int, default=10
         Checks (one every 100 steps) without improvement before stopping. Only used when
@@ -245,7 +248,7 @@ class NSGFPlusPlus(BaseFlow):
         units of `scale_`, or of time for "transition". That of endpoints of the "mlp" network is
         weighted by time, from about 1 to 32.
     validation_loss_curves_ : dict of str to list of float
-        The same on held-out data, every 100 steps; empty without early stopping.
+        The same on held-out rows, every 100 steps; empty without early stopping.
     n_iter_ : int
         Gradient steps done for all networks.
     method_, n_straight_steps_ : str, int
@@ -490,14 +493,15 @@ class NSGFPlusPlus(BaseFlow):
                 training = Training(task, stream, attributes)
                 learned[phase] = train(self, networks[phase], *pools, training, checkpoint)
 
-            flows = Simulation(self, X_source, X_target, checkpoint)
+            samples, held_out = hold_out(self, X_source, X_target)
+            make = partial(make_pools, self, held_out=held_out, task=task)
+            flows = Simulation(self, samples, checkpoint)
             time, step_sizes = self._sinkhorn_time(), self.step_sizes_
             n_draws = ceil(SINKHORN_TRAINING[self.prediction_] * self.max_iter)
-            pools = make_pools(self, flows, task, time=time, n_draws=n_draws, step_sizes=step_sizes)
+            pools = make(flows, time=time, n_draws=n_draws, step_sizes=step_sizes)
             learn("sinkhorn", "training", pools)
-            start_of_paths = self._start_of_paths(learned)
-            pairs = PairSimulation(self, X_source, X_target, checkpoint, start_of_paths)
-            pools = make_pools(self, pairs, task, time="continuous", n_draws=self.max_iter)
+            pairs = PairSimulation(self, samples, checkpoint, self._start_of_paths(learned))
+            pools = make(pairs, time="continuous", n_draws=self.max_iter)
             learn("straight", "straight training", pools)
             if self.mode == "paper":
                 learn("transition", "transition training", pools, train_transition)
@@ -538,11 +542,11 @@ class NSGFPlusPlus(BaseFlow):
         if self.pairing == "auto":
             if paper:
                 self.pairing_ = "independent"
-            elif are_used_whole(self.pairing_size, X_source, X_target):
+            elif are_used_whole(self, self.pairing_size, X_source, X_target):
                 self.pairing_ = "potentials"
             else:
                 self.pairing_ = "sinkhorn"
-        self.n_pairings_ = count_batches(self.n_pairings, self.pairing_size, X_source, X_target)
+        self.n_pairings_ = count_batches(self, "n_pairings", "pairing_size", X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)
 

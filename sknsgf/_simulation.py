@@ -62,10 +62,22 @@ class _Simulation(ABC):
 
     def __init__(self, estimator, samples, size, n_batches, streams, n_positions, checkpoint):
         self.estimator, self.checkpoint = estimator, checkpoint
-        self.particles, self.targets = minibatches(estimator, *samples, size, n_batches, streams)
-        n_features = len(estimator.center_)
-        self.shape = n_batches, self.particles.size, n_positions, n_features
+        self.batching, self.n_positions = (size, n_batches, streams), n_positions
         self.radius, self.on_disk = 0.0, False
+        self._take(samples)
+
+    def _take(self, samples):
+        """Have batches of both samples."""
+        self.particles, self.targets = minibatches(self.estimator, *samples, *self.batching)
+        _, n_batches, _ = self.batching
+        n_features = len(self.estimator.center_)
+        self.shape = n_batches, self.particles.size, self.n_positions, n_features
+
+    def of(self, samples):
+        """The same simulation of other samples; this one has not begun."""
+        other = copy(self)
+        other._take(samples)
+        return other
 
     @abstractmethod
     def simulate(self, x, y, first):
@@ -153,10 +165,10 @@ class Simulation(_Simulation):
     stage, trains = "simulating flows", "training"
     counted = "n_flows, n_steps or flow_batch_size"  # what makes it large
 
-    def __init__(self, estimator, X_source, X_target, checkpoint):
+    def __init__(self, estimator, samples, checkpoint):
         super().__init__(
             estimator,
-            (X_source, X_target),
+            samples,
             estimator.flow_batch_size,
             estimator.n_flows_,
             ("source", "target"),
@@ -188,24 +200,17 @@ class PairSimulation(_Simulation):
     stage, trains = "pairing", "straight training"
     counted = "n_pairings or pairing_size"
 
-    def __init__(self, estimator, X_source, X_target, checkpoint, start_of_paths):
+    def __init__(self, estimator, samples, checkpoint, start_of_paths):
         super().__init__(
             estimator,
-            (X_source, X_target),
+            samples,
             estimator.pairing_size,
             estimator.n_pairings_,
             ("pairing source", "pairing target"),
             2,
             checkpoint,
         )
-        self.start_of_paths = start_of_paths
-        self.pairing = make_pairing(
-            estimator.pairing_,
-            blur=estimator.blur_ / estimator.scale_,
-            tol=PAIRING_TOL * estimator.sinkhorn_tol,
-            max_iter=estimator.sinkhorn_max_iter,
-        )
-        self.is_prepared = estimator.pairing_ != "potentials"
+        self.start_of_paths, self.pairing = start_of_paths, None
 
     def chunks(self, n_batches):
         """Slices of one batch each."""
@@ -213,11 +218,23 @@ class PairSimulation(_Simulation):
 
     def __call__(self, batches):
         """Ends of the paths of a slice of batches; `sinkhorn_error_` stays the worst until now."""
-        if not self.is_prepared:  # potentials of the first batch are extended to all others
-            with one_thread():
-                self.simulate(*self._clouds(slice(0, 1)), 0, self.pairing)
-            self.is_prepared = True
+        if self.pairing is None:
+            self.pairing = self._prepared_pairing()
         return super().__call__(batches)
+
+    def _prepared_pairing(self):
+        """Pairing, with potentials of the first batch if they are extended to all others."""
+        estimator = self.estimator
+        pairing = make_pairing(
+            estimator.pairing_,
+            blur=estimator.blur_ / estimator.scale_,
+            tol=PAIRING_TOL * estimator.sinkhorn_tol,
+            max_iter=estimator.sinkhorn_max_iter,
+        )
+        if estimator.pairing_ == "potentials":
+            with one_thread():
+                self.simulate(*self._clouds(slice(0, 1)), 0, pairing)
+        return pairing
 
     def simulate(self, x, y, first, pairing=None):
         """Ends of the paths of a batch, as a flow of one step."""
@@ -229,8 +246,10 @@ class PairSimulation(_Simulation):
         return Flow(torch.stack([x, partners], 1), getattr(pairing, "error", 0.0))
 
 
-def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
-    """Pool for a number of gradient steps and, for early stopping, a pool of flows held out.
+def make_pools(estimator, simulate, held_out, task, *, time, n_draws, step_sizes=None):
+    """Pool for a number of gradient steps and, for early stopping, a pool of rows held out.
+
+    ``held_out`` is the samples of these rows, or None. Of all flows, some are theirs.
 
     The pool is simulated at once, as a stage of the fit's ``task``: in memory or, where it is over
     the budget and ``pool="memmap"``, on the disk. Where ``pool="online"`` and it is over the
@@ -242,7 +261,7 @@ def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
     over_budget = at_once * flow_bytes > estimator.max_pool_size * 1e6
     simulate.on_disk = over_budget  # which check_pool_size allows for pool="memmap" only
     n_held_out = 0
-    if estimator.early_stopping:  # of both kinds, one flow at least
+    if held_out is not None:  # of both kinds, one flow at least
         n_held_out = min(ceil(estimator.validation_fraction * at_once), at_once - 1)
     n_train = n_flows - n_held_out
     n_parts = ceil(n_train / (at_once - n_held_out))
@@ -265,5 +284,7 @@ def make_pools(estimator, simulate, task, *, time, n_draws, step_sizes=None):
     kept = simulate.checkpoint.load_for_all(simulate.trains)
     n_drawn = max(0, kept["pool"]["n_drawn"] - 1) if kept else 0
     with task.stage(simulate.stage):
-        held_out = pool(simulate(slice(n_train, n_flows))) if n_held_out else None
-        return PoolInParts(part, n_parts, n_draws, n_drawn), held_out
+        pool_held_out = None
+        if held_out is not None:
+            pool_held_out = pool(simulate.of(held_out)(slice(n_train, n_flows)))
+        return PoolInParts(part, n_parts, n_draws, n_drawn), pool_held_out

@@ -20,6 +20,7 @@ STREAMS = (
     *("pairing source", "pairing target", "pairing"),
     *("straight network", "straight training", "transition network", "transition training"),
     "plotting",
+    *("held-out source", "held-out target"),
 )
 CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28

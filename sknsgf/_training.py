@@ -10,6 +10,7 @@ import numpy as np
 
 from sknsgf import _distributed
 from sknsgf._base import reference_blur
+from sknsgf._minibatches import n_training_rows
 from sknsgf._torch_bridge import (
     load_arrays,
     load_linear_algebra,
@@ -82,23 +83,26 @@ def resolve(estimator, X_source, X_target):
 
 def count_flows(estimator, X_source, X_target):
     """Number of flows; "auto" is one, or two to hold one out, where all would be the same."""
-    size = estimator.flow_batch_size
-    if estimator.n_flows == "auto" and are_used_whole(size, X_source, X_target):
+    whole = are_used_whole(estimator, estimator.flow_batch_size, X_source, X_target)
+    if estimator.n_flows == "auto" and whole:
         return 2 if estimator.early_stopping else 1
-    return count_batches(estimator.n_flows, size, X_source, X_target)
+    return count_batches(estimator, "n_flows", "flow_batch_size", X_source, X_target)
 
 
-def are_used_whole(size, X_source, X_target):
-    """Tell whether batches of a size are all rows of both samples, and so all the same."""
-    return X_source is not None and max(len(X_source), len(X_target)) <= size
+def are_used_whole(estimator, size, X_source, X_target):
+    """Tell whether batches of a size are all rows that are trained on, and so all the same."""
+    if X_source is None:
+        return False
+    return max(n_training_rows(estimator, X) for X in (X_source, X_target)) <= size
 
 
-def count_batches(n_batches, size, X_source, X_target):
-    """Number of batches of a size; "auto" makes enough rows in all."""
+def count_batches(estimator, number, size, X_source, X_target):
+    """Number of batches by the names of two parameters; "auto" makes enough rows in all."""
+    n_batches, size = getattr(estimator, number), getattr(estimator, size)
     if n_batches != "auto":
         return n_batches
-    n_rows = min(size, len(X_target if X_source is None else X_source))
-    return min(max(2, ceil(POOL_ROWS / n_rows)), MOST_BATCHES)  # one may be held out
+    n_rows = n_training_rows(estimator, X_target if X_source is None else X_source)
+    return min(max(2, ceil(POOL_ROWS / min(size, n_rows))), MOST_BATCHES)  # one may be held out
 
 
 def continues(estimator):

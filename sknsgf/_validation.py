@@ -350,12 +350,13 @@ def check_method(estimator):
 
 
 def check_early_stopping(estimator, *names):
-    """Refuse to hold out the only batch; the names are those of parameters that count batches."""
+    """Refuse to train on no batch; the names are those of parameters that count batches."""
     for name in names:
         if estimator.early_stopping and getattr(estimator, name) == 1:
             raise ValueError(
-                f"early_stopping=True of {type(estimator).__name__} holds out whole batches and "
-                f"needs {name} of at least 2. Got {name}={getattr(estimator, name)}."
+                f"early_stopping=True of {type(estimator).__name__} needs a batch of rows held out "
+                f"besides those to train on, and {name} of at least 2. Got "
+                f"{name}={getattr(estimator, name)}."
             )
 
 

@@ -20,7 +20,10 @@ ARROWS = {
         *("_persistence", "_state", "_callbacks"),
         *("_validation", "_torch_bridge", "flow", "flow.*"),
     ],
-    "_training": ["_base", "_distributed", "_validation", "_torch_bridge", "flow", "flow.*"],
+    "_training": [
+        *("_base", "_minibatches", "_distributed", "_validation", "_torch_bridge"),
+        *("flow", "flow.*"),
+    ],
     "_simulation": [
         *("_minibatches", "_distributed", "_validation", "_torch_bridge"),
         *("flow", "flow.*"),

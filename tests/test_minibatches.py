@@ -11,9 +11,13 @@ from sknsgf._minibatches import (
     DEALT_ROWS,
     FEWEST_BATCHES,
     MOST_AXES,
+    MOST_HELD_OUT,
     NormalBatches,
+    OtherRows,
     RowBatches,
+    hold_out,
     minibatches,
+    n_training_rows,
 )
 from sknsgf._torch_bridge import seed_of, thread_map
 
@@ -126,6 +130,51 @@ def test_the_parameter_says_how_the_normal_law_is_drawn_from(rng, kind, close):
     X = rng.normal(size=(1000, 2))
     particles, _ = minibatches(estimator, None, X, 1000, 1, ("source", "target"))
     assert (distance_to_normal_law(particles[slice(0, 1)][0]) < 0.015) == close
+
+
+# Rows held out for early stopping
+
+
+@pytest.mark.parametrize("left_out", [[], [0], [9], [0, 1, 2], [2, 3, 7, 9], list(range(9))])
+def test_the_other_rows_are_all_but_those_left_out(rng, left_out):
+    X = rng.normal(size=(10, 3))
+    others, expected = OtherRows(X, np.array(left_out, dtype=int)), np.delete(X, left_out, axis=0)
+    assert len(others) == len(expected)
+    rows = rng.integers(len(expected), size=(4, 5))
+    np.testing.assert_array_equal(others[rows], expected[rows])
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "fraction", "n_held_out"),
+    [(200, 0.1, 20), (201, 0.1, 21), (2, 0.1, 1), (2, 0.9, 1), (10**6, 0.1, MOST_HELD_OUT)],
+)
+def test_a_share_of_the_rows_of_both_samples_is_held_out(n_rows, fraction, n_held_out):
+    X, Y = np.arange(n_rows), -np.arange(n_rows)
+    estimator = SimpleNamespace(early_stopping=True, validation_fraction=fraction, seed_=0)
+    training, held_out = hold_out(estimator, X, Y)
+    for sample, kept, out in zip((X, Y), training, held_out, strict=True):
+        assert len(out) == n_held_out
+        assert len(kept) == n_training_rows(estimator, sample) == n_rows - n_held_out
+        both = np.concatenate([kept[np.arange(len(kept))], out])
+        np.testing.assert_array_equal(np.sort(both), np.sort(sample))
+    assert n_held_out == 1 or not np.array_equal(held_out[0], -held_out[1])  # drawn apart
+
+
+def test_of_the_normal_law_nothing_is_held_out():
+    estimator = SimpleNamespace(early_stopping=True, validation_fraction=0.1, seed_=0)
+    (source, target), (other, held_out) = hold_out(estimator, None, np.arange(50))
+    assert source is None
+    assert other is None
+    assert (len(target), len(held_out)) == (45, 5)
+
+
+def test_without_early_stopping_the_samples_are_left_as_they_are():
+    estimator, X = SimpleNamespace(early_stopping=False), np.arange(5)
+    samples, held_out = hold_out(estimator, None, X)
+    assert samples[0] is None
+    assert samples[1] is X
+    assert held_out is None
+    assert n_training_rows(estimator, X) == 5
 
 
 # Stratified

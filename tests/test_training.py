@@ -250,6 +250,43 @@ def test_early_stopping_ends_each_training_when_its_held_out_loss_stays(estimato
         assert min(validation_losses) > 0
 
 
+@each_estimator
+def test_rows_held_out_are_trained_on_by_no_network(estimator, batch_mb, monkeypatch):
+    dealt = {}
+    for kind in (simulation.Simulation, simulation.PairSimulation):
+
+        def noted(self, batches, kind=kind, call=kind.__call__):
+            clouds = self.particles[batches], self.targets[batches]
+            rows = [{tuple(row) for row in np.concatenate(cloud)} for cloud in clouds]
+            dealt.setdefault(kind.__name__, []).append(rows)
+            return call(self, batches)
+
+        monkeypatch.setattr(kind, "__call__", noted)
+    fitted(estimator, early_stopping=True, max_iter=1)
+    flows = dealt["Simulation"]
+    for held_out, trained, sample in zip(*flows, (X_source, X_target), strict=True):
+        assert len(held_out) == 20
+        assert not held_out & trained
+        assert held_out | trained == {tuple(row) for row in sample}
+    for pairs in list(dealt.values())[1:]:  # of NSGFPlusPlus, the same rows
+        assert pairs[0] == flows[0]
+        assert pairs[1] == flows[1]
+
+
+def test_early_stopping_keeps_a_flow_from_learning_few_rows_by_heart():
+    rng = np.random.default_rng(0)
+    X, Y, X_new = rng.normal(size=(3, 150, 20))
+    options = {"max_iter": 1500, "hidden_layer_sizes": (64, 64), "random_state": 0}
+    stopped, not_stopped = (
+        NSGFSampler(**options, early_stopping=early_stopping).fit(X, Y + 1)
+        for early_stopping in (True, False)
+    )
+    assert stopped.n_iter_ < 1500
+    optimal = X_new + 1
+    errors = [np.square(flow.transform(X_new) - optimal).mean() for flow in (stopped, not_stopped)]
+    assert errors[0] < 0.6 * errors[1]
+
+
 @pytest.mark.parametrize(
     ("n_source", "n_target", "options", "n_flows"),
     [
@@ -270,7 +307,7 @@ def test_flows_are_as_many_as_make_enough_trajectories(n_source, n_target, optio
 
 @pytest.mark.parametrize("name", ["n_flows", "n_pairings"])
 def test_early_stopping_with_one_batch_raises(name):
-    message = f"^early_stopping=True of NSGFPlusPlus holds out .* needs {name} of at least 2. Got"
+    message = f"^early_stopping=True of NSGFPlusPlus needs .* {name} of at least 2. Got"
     with pytest.raises(ValueError, match=message):
         fitted(NSGFPlusPlus(**DOUBLE), early_stopping=True, **{name: 1})
 

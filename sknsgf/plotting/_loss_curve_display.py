@@ -29,7 +29,7 @@ class LossCurveDisplay:
     losses : dict of str to array-like of shape (n_steps,)
         For each network, the loss of the batch at each gradient step.
     validation_losses : dict of str to array-like of shape (n_checks,), default=None
-        For some of these networks or none, the loss on held-out flows after every 100 gradient
+        For some of these networks or none, the loss on held-out rows after every 100 gradient
         steps and after the last one.
 
     Attributes
