@@ -68,6 +68,7 @@ def make_transports(seed):
             SinkhornLpl1Transport(reg_e=0.05, reg_cl=0.1, norm="max")
         ),
         "NSGFSampler, defaults": NSGFSampler(random_state=seed),
+        "NSGFSampler, early stopping": NSGFSampler(early_stopping=True, random_state=seed),
     }
     ours = {f"NSGFSampler, tuned, {d}": (tuned, d) for d in ("forward", "backward", "inverse")}
     return {name: (transport, "forward") for name, transport in others.items()} | ours
