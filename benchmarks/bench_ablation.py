@@ -4,7 +4,9 @@
 
 One parameter at a time is changed from its default. W2 (exact, POT) compares 2,048 rows that flows
 of 10 network evaluations make of normal noise with as many held-out rows of two circles and of a
-swiss roll; floors compare two samples of the target. The fit's time is CPU time on one thread.
+swiss roll; floors compare two samples of the target. The fit's time is CPU time on one thread. Each
+fit is written to `results/ablation_runs.csv`, and not made again when it is there: delete that file
+to start anew.
 """
 
 import os
@@ -17,7 +19,7 @@ from time import process_time
 import numpy as np
 from joblib import Parallel, delayed
 from peers import follow
-from results import publish, summary
+from results import add_run, publish, read_runs, summary
 from sklearn.base import clone
 from sklearn.datasets import make_circles, make_swiss_roll
 
@@ -26,6 +28,7 @@ from sknsgf._base import reference_blur
 from sknsgf.metrics import wasserstein_distance
 
 N_ROWS, N_COMPARED, EVALUATIONS = 2**16, 2**11, 10
+COLUMNS = ["data", "estimator", "changed", "seed", "W2", "floor", "fit (CPU s)"]
 ONE, TWO = NSGFSampler(device="cpu"), NSGFPlusPlus(device="cpu")
 
 
@@ -95,8 +98,20 @@ def measure(data, estimator, change, seed):
     return wasserstein_distance(moved, held_out), wasserstein_distance(other, held_out), seconds
 
 
+def text(change):
+    """What was changed, as the table says it."""
+    changed = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in change.items())
+    return ", ".join(changed) or "nothing"
+
+
+def run(data, name, estimator, change, seed):
+    """Figures of a fit, with what tells it from others."""
+    about = (data, name, text(change), seed)
+    return dict(zip(COLUMNS, about + measure(data, estimator, change, seed), strict=True))
+
+
 def main():
-    """Measure all and publish."""
+    """Measure what is not in the file of runs yet, and report on all."""
     parser = ArgumentParser(description="What each default is worth.")
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0 on")
     parser.add_argument("--jobs", type=int, default=2, help="fits at a time")
@@ -107,21 +122,23 @@ def main():
         for name, (estimator, all_changes) in changes(make(2, 0).shape[1]).items()
         for change in all_changes
     ]
-    runs = Parallel(n_jobs=arguments.jobs, return_as="generator")(
-        delayed(measure)(data, estimator, change, seed)
-        for data, _, estimator, change in tasks
+    done = {tuple(kept[column] for column in COLUMNS[:4]) for kept in read_runs("ablation")}
+    measured = Parallel(n_jobs=arguments.jobs, return_as="generator_unordered")(
+        delayed(run)(data, name, estimator, change, seed)
         for seed in range(arguments.seeds)
+        for data, name, estimator, change in tasks
+        if (data, name, text(change), seed) not in done
     )
-    rows = []
+    for figures in measured:
+        add_run("ablation", figures, COLUMNS)
+        print(*figures.values(), sep="  ", flush=True)
+    kept, rows = read_runs("ablation"), []
     for data, name, _, change in tasks:
-        distances, floors, seconds = zip(*(next(runs) for _ in range(arguments.seeds)), strict=True)
-        changed = ", ".join(
-            f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in change.items()
-        )
-        row = {"data": data, "estimator": name, "changed": changed or "nothing"}
-        row |= {"W2": summary(distances, 4), "floor": summary(floors, 4)}
+        about = dict(zip(COLUMNS, (data, name, text(change)), strict=False))
+        chosen = [figures for figures in kept if about.items() <= figures.items()]
+        distances, floors, seconds = ([figures[c] for figures in chosen] for c in COLUMNS[4:])
+        row = about | {"W2": summary(distances, 4), "floor": summary(floors, 4)}
         rows.append(row | {"fit (CPU s)": summary(seconds)})
-        print(*rows[-1].values(), sep="  ", flush=True)
     publish("ablation", rows, f"python benchmarks/bench_ablation.py --seeds {arguments.seeds}")
 
 

@@ -19,7 +19,6 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import csv
 from argparse import ArgumentParser
 from itertools import product
 from statistics import mean
@@ -31,7 +30,7 @@ from joblib import Parallel, delayed
 from matplotlib.ticker import FixedLocator, NullLocator
 from memory import peak_memory, reset_peak
 from peers import HAS_TORCHCFM, FlowMatching, PlanMap, fixed_evaluations, follow
-from results import PAGE, RESULTS, publish, summary
+from results import PAGE, add_run, publish, read_runs, summary
 from stages import FLOWS, PAIRING, TRAINING, StageClock
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
@@ -45,9 +44,12 @@ N_PROJECTIONS = 50
 CLOSE_LOOK = 10  # evaluations of the variance ratio
 DRAWN = ("NSGFSampler", "NSGFPlusPlus", "OT-CFM, 6,000 steps", "OT-CFM, 12,000 steps")
 DISTANCE_TICKS = (0.03, 0.05, 0.1, 0.2, 0.4)
-RUNS = RESULTS / "quality_runs.csv"
 ROWS = {"quasi-random": quasi_random_pair, "random": make_pair}  # that flows are fitted to
 STAGES = {"pool (s)": FLOWS, "pairing (s)": PAIRING, "training (s)": TRAINING}
+COLUMNS = [
+    *("rows", "pair", "flow", "seed", "fit (s)", *STAGES, "memory (MB)", "variance ratio"),
+    *(f"{name}, {n}" for name in SIZES for n in (*EVALUATIONS, "floor")),
+]
 
 
 def contenders(seed):
@@ -125,33 +127,6 @@ def measure(rows, contender, pair, seed):
                 row["variance ratio"] = moved.var(0).sum() / target.var(0).sum()
         row[f"{name}, floor"] = distance(other, target)
     return row
-
-
-def read_runs():
-    """Runs of the file; what is no number stays a string, or is None where it is empty."""
-    if not RUNS.exists():
-        return []
-    with RUNS.open(newline="") as file:
-        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(text):
-    try:
-        return float(text)
-    except ValueError:
-        return text or None
-
-
-def add_run(run):
-    """Write a run to the end of the file, its columns in the order of their names."""
-    columns = ["rows", "pair", "flow", "seed", "fit (s)", *STAGES, "memory (MB)", "variance ratio"]
-    columns += [f"{name}, {n}" for name in DISTANCES for n in (*EVALUATIONS, "floor")]
-    new = not RUNS.exists()
-    with RUNS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(run)
 
 
 def select(runs, **wanted):
@@ -238,7 +213,9 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="fits at a time")
     arguments = parser.parse_args()
     rows = arguments.rows
-    done = {(run["flow"], run["pair"], run["seed"]) for run in select(read_runs(), rows=rows)}
+    done = {
+        (run["flow"], run["pair"], run["seed"]) for run in select(read_runs("quality"), rows=rows)
+    }
     tasks = [
         (rows, flow, pair, seed)
         for seed, pair, flow in product(arguments.seeds, arguments.pairs, arguments.flows)
@@ -248,9 +225,9 @@ def main():
         delayed(measure)(*task) for task in tasks
     )
     for run in measured:
-        add_run(run)
+        add_run("quality", run, COLUMNS)
         print(*(f"{v:.4g}" if isinstance(v, float) else v for v in run.values()), flush=True)
-    report(rows, select(read_runs(), rows=rows))
+    report(rows, select(read_runs("quality"), rows=rows))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,37 @@ def versions():
     return ", ".join(found)
 
 
+def read_runs(name):
+    """Runs that were kept; what is no number stays a string, or is None where it is empty."""
+    path = _runs_path(name)
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def add_run(name, run, columns):
+    """Keep a run, so that an interrupted benchmark can go on; columns that it lacks stay empty."""
+    path = _runs_path(name)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(run)
+
+
+def _runs_path(name):
+    return RESULTS / f"{name}_runs.csv"
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text or None
+
+
 def publish(name, rows, command, gpu=None):
     """Write rows (dicts of strings and numbers) to ``results/name.csv`` and to the docs' table.
 
