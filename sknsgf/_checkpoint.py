@@ -31,7 +31,7 @@ ABOUT = "fit"  # the record that says which fit this is
 DIGEST_BYTES = 32
 NO_KEY = bytes(DIGEST_BYTES)
 RECORD = re.compile(  # names of files that checkpoints make, and of files being written
-    r"(fit|(straight-|transition-)?training|(simulating-flows|pairing)-(\d+|worst))\.sknsgf"
+    r"(fit|(straight-|transition-)?training|(simulating-flows|pairing)(-held-out)?-(\d+|worst))\.sknsgf"
     r"|\.[0-9a-f]{16}\.tmp"
 )
 HASHED_ENTRIES = 2**22  # entries of an array read at a time

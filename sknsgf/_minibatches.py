@@ -24,16 +24,17 @@ MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
 def hold_out(estimator, X_source, X_target):
     """Samples to train on and, for early stopping, samples of their other rows, or None.
 
-    A source that is None, a normal law, is both.
+    A source that is None, a normal law, is both. Whatever the seed of a fit, the same rows are held
+    out, so that a fit which goes on from the last one has not been trained on them.
     """
     if not estimator.early_stopping:
         return (X_source, X_target), None
     training, held_out = [], []
-    for X, name in ((X_source, "source"), (X_target, "target")):
+    for number, X in enumerate((X_source, X_target)):
         rows = None
         if X is not None:
-            n_rows, seed = len(X), seed_of(estimator.seed_, f"held-out {name}")
-            rows = random_rows(n_rows, n_rows - n_training_rows(estimator, X), seed)
+            n_held_out, seed = len(X) - n_training_rows(estimator, X), seed_of(0, "held out")
+            rows = random_rows(len(X), n_held_out, seed_of_batch(seed, number))
         training.append(X if X is None else OtherRows(X, rows))
         held_out.append(X if X is None else X[rows])
     return tuple(training), tuple(held_out)

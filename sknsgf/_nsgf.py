@@ -21,7 +21,6 @@ from sknsgf._training import (
 )
 from sknsgf._validation import (
     check_discrete_time,
-    check_early_stopping,
     check_fit_samples,
     check_method,
     check_parameter,
@@ -82,7 +81,7 @@ class NSGFSampler(BaseFlow):
         smaller sample is used whole; ``fit(X)`` draws as many particles as it uses rows.
     n_flows : int or "auto", default="auto"
         Simulated flows. "auto" moves 131,072 particles, in at most 128 flows; where both samples
-        are used whole, all flows would be the same, and it is one (two with early stopping).
+        are used whole, all flows would be the same, and it is one.
     minibatches : {"stratified", "random"}, default="stratified"
         How rows of a sample that is larger than a batch are dealt to batches. "stratified": each
         batch has its share of every region, so that batches are much alike, and far clusters that
@@ -146,8 +145,8 @@ class NSGFSampler(BaseFlow):
         no longer falls, and keep the best weights. For samples of a few thousand rows or less in
         more than a few features, which are soon learned by heart: see :doc:`/progress`.
     validation_fraction : float, default=0.1
-        Share of the rows of each sample (at most 8,192) that is held out, and of the flows, or of
-        those in memory at once, that are flows of these. Only used when ``early_stopping=True``.
+        Share of the rows of each sample, at most 8,192, that is held out. Only used when
+        ``early_stopping=True``.
     n_iter_no_change : int, default=10
         Checks (one every 100 steps) without improvement before stopping. Only used when
         ``early_stopping=True``.
@@ -460,7 +459,6 @@ class NSGFSampler(BaseFlow):
 
     def _resolve(self, X_source, X_target):
         """Turn parameters and the samples' moments into what this fit uses."""
-        check_early_stopping(self, "n_flows")
         resolve(self, X_source, X_target)
         self.step_sizes_ = flow_step_sizes(self.n_steps, self.step_size)
         self.time_ = self.time

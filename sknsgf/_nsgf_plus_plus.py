@@ -28,7 +28,6 @@ from sknsgf._training import (
     train_transition,
 )
 from sknsgf._validation import (
-    check_early_stopping,
     check_fit_samples,
     check_method,
     check_parameter,
@@ -94,7 +93,7 @@ class NSGFPlusPlus(BaseFlow):
         whole; ``fit(X)`` draws as many particles as it uses rows.
     n_flows : int or "auto", default="auto"
         Simulated flows. "auto" moves 131,072 particles, in at most 128 flows; where both samples
-        are used whole, all flows would be the same, and it is one (two with early stopping).
+        are used whole, all flows would be the same, and it is one.
     minibatches : {"stratified", "random"}, default="stratified"
         How rows of a sample that is larger than a batch are dealt to batches. "stratified": each
         batch has its share of every region, so that batches are much alike, and far clusters that
@@ -177,8 +176,7 @@ class NSGFPlusPlus(BaseFlow):
         thousand rows or less in more than a few features, which are soon learned by heart: see
         :doc:`/progress`.
     validation_fraction : float, default=0.1
-        Share of the rows of each sample (at most 8,192) that is held out, and of the flows and
-        pairings, or of those in memory at once, that are of these. Only used when
+        Share of the rows of each sample, at most 8,192, that is held out. Only used when
         ``early_stopping=True``.
     n_iter_no_change : int, default=10
         Checks (one every 100 steps) without improvement before stopping. Only used when
@@ -494,7 +492,7 @@ class NSGFPlusPlus(BaseFlow):
                 learned[phase] = train(self, networks[phase], *pools, training, checkpoint)
 
             samples, held_out = hold_out(self, X_source, X_target)
-            make = partial(make_pools, self, held_out=held_out, task=task)
+            make = partial(make_pools, self, samples_held_out=held_out, task=task)
             flows = Simulation(self, samples, checkpoint)
             time, step_sizes = self._sinkhorn_time(), self.step_sizes_
             n_draws = ceil(SINKHORN_TRAINING[self.prediction_] * self.max_iter)
@@ -533,7 +531,6 @@ class NSGFPlusPlus(BaseFlow):
 
     def _resolve(self, X_source, X_target):
         """Turn parameters and the samples' moments into what this fit uses."""
-        check_early_stopping(self, "n_flows", "n_pairings")
         paper = self.mode == "paper"
         step_size = PAPER_STEP_SIZE if paper and self.step_size == "auto" else self.step_size
         resolve(self, X_source, X_target)

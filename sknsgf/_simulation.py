@@ -62,21 +62,24 @@ class _Simulation(ABC):
 
     def __init__(self, estimator, samples, size, n_batches, streams, n_positions, checkpoint):
         self.estimator, self.checkpoint = estimator, checkpoint
-        self.batching, self.n_positions = (size, n_batches, streams), n_positions
-        self.radius, self.on_disk = 0.0, False
-        self._take(samples)
+        self.size, self.streams, self.n_positions = size, streams, n_positions
+        self.name, self.radius, self.on_disk = self.stage, 0.0, False
+        self._deal(samples, n_batches)
 
-    def _take(self, samples):
-        """Have batches of both samples."""
-        self.particles, self.targets = minibatches(self.estimator, *samples, *self.batching)
-        _, n_batches, _ = self.batching
+    def _deal(self, samples, n_batches):
+        """Have a number of batches of both samples."""
+        dealt = minibatches(self.estimator, *samples, self.size, n_batches, self.streams)
+        self.particles, self.targets = dealt
         n_features = len(self.estimator.center_)
         self.shape = n_batches, self.particles.size, self.n_positions, n_features
 
-    def of(self, samples):
-        """The same simulation of other samples; this one has not begun."""
+    def held_out(self, samples):
+        """The same simulation of rows that are held out, each of which is in some batch."""
         other = copy(self)
-        other._take(samples)
+        other.name = f"{self.stage} held out"
+        other.streams = [f"held-out {stream}" for stream in self.streams]
+        n_rows = max(len(X) for X in samples if X is not None)
+        other._deal(samples, ceil(n_rows / self.size))
         return other
 
     @abstractmethod
@@ -93,7 +96,7 @@ class _Simulation(ABC):
         """Positions of a slice of the batches; `sinkhorn_error_` stays the worst until now."""
         estimator, n_batches = self.estimator, batches.stop - batches.start
         positions, chunks = self._room(n_batches), self.chunks(n_batches)
-        names = [f"{self.stage} {batches.start + chunk.start}" for chunk in chunks]
+        names = [f"{self.name} {batches.start + chunk.start}" for chunk in chunks]
         kind = {"dtype": torch.float64, "device": "cpu"}
         marks = torch.zeros(len(chunks), 2, **kind)  # error and radius of each chunk
 
@@ -132,7 +135,7 @@ class _Simulation(ABC):
 
     def recall(self):
         """Take note of what batches were like that the checkpoint has forgotten."""
-        kept = self.checkpoint.load_for_all(f"{self.stage} worst")
+        kept = self.checkpoint.load_for_all(f"{self.name} worst")
         if kept is not None:
             self.estimator.sinkhorn_error_ = kept["error"]
             self.radius = kept["radius"]
@@ -140,9 +143,9 @@ class _Simulation(ABC):
     def forget(self, batches):
         """Remove a slice of the batches from the checkpoint, but for the worst until now."""
         worst = {"error": self.estimator.sinkhorn_error_, "radius": self.radius}
-        self.checkpoint.save(f"{self.stage} worst", worst)
+        self.checkpoint.save(f"{self.name} worst", worst)
         for chunk in self.chunks(batches.stop - batches.start):
-            self.checkpoint.forget(f"{self.stage} {batches.start + chunk.start}")
+            self.checkpoint.forget(f"{self.name} {batches.start + chunk.start}")
 
     def _clouds(self, batches):
         """Particles and targets of a slice of the batches, as tensors in the flow's units."""
@@ -206,7 +209,7 @@ class PairSimulation(_Simulation):
             samples,
             estimator.pairing_size,
             estimator.n_pairings_,
-            ("pairing source", "pairing target"),
+            ("pairing source", "pairing target", "pairing"),
             2,
             checkpoint,
         )
@@ -239,41 +242,40 @@ class PairSimulation(_Simulation):
     def simulate(self, x, y, first, pairing=None):
         """Ends of the paths of a batch, as a flow of one step."""
         pairing = pairing or copy(self.pairing)  # reports the error of its own solves
-        seed = seed_of_batch(seed_of(self.estimator.seed_, "pairing"), first)
+        seed = seed_of_batch(seed_of(self.estimator.seed_, self.streams[-1]), first)
         x, y = self.start_of_paths(x[0]), y[0]
         check_finite_flows(self.estimator, float(x.square().sum(-1).max().sqrt()))
         partners = pairing(x, y, torch_generator(seed, self.estimator.device_))
         return Flow(torch.stack([x, partners], 1), getattr(pairing, "error", 0.0))
 
 
-def make_pools(estimator, simulate, held_out, task, *, time, n_draws, step_sizes=None):
+def make_pools(estimator, simulate, samples_held_out, task, *, time, n_draws, step_sizes=None):
     """Pool for a number of gradient steps and, for early stopping, a pool of rows held out.
-
-    ``held_out`` is the samples of these rows, or None. Of all flows, some are theirs.
 
     The pool is simulated at once, as a stage of the fit's ``task``: in memory or, where it is over
     the budget and ``pool="memmap"``, on the disk. Where ``pool="online"`` and it is over the
     budget, it is simulated in parts, of which the stage is the first.
     """
     n_flows, *flow_shape = simulate.shape
-    flow_bytes = prod(flow_shape) * POOL_DTYPES[estimator.pool_dtype].itemsize
-    at_once = check_pool_size(estimator, n_flows, flow_bytes, simulate.counted)
-    over_budget = at_once * flow_bytes > estimator.max_pool_size * 1e6
-    simulate.on_disk = over_budget  # which check_pool_size allows for pool="memmap" only
-    n_held_out = 0
-    if held_out is not None:  # of both kinds, one flow at least
-        n_held_out = min(ceil(estimator.validation_fraction * at_once), at_once - 1)
-    n_train = n_flows - n_held_out
-    n_parts = ceil(n_train / (at_once - n_held_out))
+    itemsize = POOL_DTYPES[estimator.pool_dtype].itemsize
+    flow_bytes, held_out, held_out_bytes = prod(flow_shape) * itemsize, None, 0
+    if samples_held_out is not None:
+        held_out = simulate.held_out(samples_held_out)
+        held_out_bytes = prod(held_out.shape) * itemsize
+    at_once = check_pool_size(estimator, n_flows, flow_bytes, held_out_bytes, simulate.counted)
+    # Over the budget, which check_pool_size allows for pool="memmap" only.
+    on_disk = at_once * flow_bytes + held_out_bytes > estimator.max_pool_size * 1e6
+    simulate.on_disk = on_disk
+    n_parts = ceil(n_flows / at_once)
     logger.info(
         "Pool of %d trajectories: %s in %d part(s)%s",
         n_flows * flow_shape[0],
         megabytes(n_flows * flow_bytes),
         n_parts,
-        f" on disk, in {pool_folder(estimator)}" if simulate.on_disk else "",
+        f" on disk, in {pool_folder(estimator)}" if on_disk else "",
     )
     pool = partial(TrajectoryPool, time=time, target=estimator.prediction_, step_sizes=step_sizes)
-    bounds = [n_train * part // n_parts for part in range(n_parts + 1)]
+    bounds = [n_flows * part // n_parts for part in range(n_parts + 1)]
 
     def part(index):
         if index:
@@ -286,5 +288,7 @@ def make_pools(estimator, simulate, held_out, task, *, time, n_draws, step_sizes
     with task.stage(simulate.stage):
         pool_held_out = None
         if held_out is not None:
-            pool_held_out = pool(simulate.of(held_out)(slice(n_train, n_flows)))
+            held_out.on_disk = on_disk
+            pool_held_out = pool(held_out(slice(0, held_out.shape[0])))
+            simulate.radius = max(simulate.radius, held_out.radius)
         return PoolInParts(part, n_parts, n_draws, n_drawn), pool_held_out

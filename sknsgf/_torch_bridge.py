@@ -20,7 +20,8 @@ STREAMS = (
     *("pairing source", "pairing target", "pairing"),
     *("straight network", "straight training", "transition network", "transition training"),
     "plotting",
-    *("held-out source", "held-out target"),
+    *("held out", "held-out source", "held-out target"),
+    *("held-out pairing source", "held-out pairing target", "held-out pairing"),
 )
 CPU_KERNEL = 2**20  # entries of the kernels that one task simulates flows with
 CUDA_KERNEL = 2**28

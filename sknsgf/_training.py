@@ -82,10 +82,10 @@ def resolve(estimator, X_source, X_target):
 
 
 def count_flows(estimator, X_source, X_target):
-    """Number of flows; "auto" is one, or two to hold one out, where all would be the same."""
+    """Number of flows; "auto" is one where all would be the same."""
     whole = are_used_whole(estimator, estimator.flow_batch_size, X_source, X_target)
     if estimator.n_flows == "auto" and whole:
-        return 2 if estimator.early_stopping else 1
+        return 1
     return count_batches(estimator, "n_flows", "flow_batch_size", X_source, X_target)
 
 
@@ -102,7 +102,7 @@ def count_batches(estimator, number, size, X_source, X_target):
     if n_batches != "auto":
         return n_batches
     n_rows = n_training_rows(estimator, X_target if X_source is None else X_source)
-    return min(max(2, ceil(POOL_ROWS / min(size, n_rows))), MOST_BATCHES)  # one may be held out
+    return min(ceil(POOL_ROWS / min(size, n_rows)), MOST_BATCHES)
 
 
 def continues(estimator):
@@ -184,6 +184,7 @@ def train(estimator, network, pool, draw, validation, training, checkpoint):
             validation=held_out,
             tol=estimator.tol,
             n_iter_no_change=estimator.n_iter_no_change,
+            pretrained=continues(estimator),
             on_iteration=lambda _: progress.update(),
             on_check=at_check,
             state=kept and kept["run"],

@@ -349,17 +349,6 @@ def check_method(estimator):
         )
 
 
-def check_early_stopping(estimator, *names):
-    """Refuse to train on no batch; the names are those of parameters that count batches."""
-    for name in names:
-        if estimator.early_stopping and getattr(estimator, name) == 1:
-            raise ValueError(
-                f"early_stopping=True of {type(estimator).__name__} needs a batch of rows held out "
-                f"besides those to train on, and {name} of at least 2. Got "
-                f"{name}={getattr(estimator, name)}."
-            )
-
-
 def hidden_sizes(sizes):
     """The 'hidden_layer_sizes' parameter as a tuple of ints."""
     sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
@@ -395,12 +384,14 @@ def image_design(estimator):
     return tuple(map(int, shape)), tuple(map(int, channels))
 
 
-def check_pool_size(estimator, n_flows, flow_bytes, counted):
+def check_pool_size(estimator, n_flows, flow_bytes, held_out_bytes, counted):
     """Number of flows that the pool may hold at once; ``counted`` is what makes them large.
 
-    That is all of them, or an error, unless the pool is an online one.
+    That is all of them, or an error, unless the pool is an online one. Flows of rows that are held
+    out are always there.
     """
-    budget, total = estimator.max_pool_size * 1e6, n_flows * flow_bytes
+    budget = estimator.max_pool_size * 1e6
+    total = n_flows * flow_bytes + held_out_bytes
     if total <= budget or estimator.pool == "memmap":
         return n_flows
     name = type(estimator).__name__
@@ -410,14 +401,14 @@ def check_pool_size(estimator, n_flows, flow_bytes, counted):
             f"max_pool_size={estimator.max_pool_size:g}. Lower {counted}, use "
             "pool_dtype='float16', pool='online' or pool='memmap', or raise max_pool_size."
         )
-    smallest = (2 if estimator.early_stopping else 1) * flow_bytes  # one is held out
+    smallest = flow_bytes + held_out_bytes
     if smallest > budget:
+        large = counted.split(" or ")[-1] + (" or validation_fraction" if held_out_bytes else "")
         raise ValueError(
             f"The smallest part of the pool of {name} takes {megabytes(smallest)}, more than "
-            f"max_pool_size={estimator.max_pool_size:g}. Lower {counted.split(' or ')[-1]}, or "
-            "raise max_pool_size."
+            f"max_pool_size={estimator.max_pool_size:g}. Lower {large}, or raise max_pool_size."
         )
-    return int(budget // flow_bytes)
+    return int((budget - held_out_bytes) // flow_bytes)
 
 
 def megabytes(n_bytes):

@@ -16,7 +16,7 @@ ESTIMATORS = {
     "NSGFSampler": sknsgf.NSGFSampler(**SMALL, early_stopping=True),
     "in-parts": sknsgf.NSGFSampler(**SMALL, pool="online", max_pool_size=0.1),
     "on-disk": sknsgf.NSGFSampler(**SMALL, pool="memmap", max_pool_size=0.1),
-    "NSGFPlusPlus": sknsgf.NSGFPlusPlus(**PAIRED),
+    "NSGFPlusPlus": sknsgf.NSGFPlusPlus(**PAIRED, early_stopping=True),
     "potentials": sknsgf.NSGFPlusPlus(**PAIRED, pairing="potentials"),
     "paper": sknsgf.NSGFPlusPlus(**PAIRED, mode="paper"),
     "gpu": sknsgf.NSGFPlusPlus(**PAIRED | {"device": "cuda"}),

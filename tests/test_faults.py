@@ -160,7 +160,7 @@ def test_a_network_that_stops_giving_numbers_in_training_is_an_error(
 
 @each_kind
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_network_that_gives_no_numbers_on_held_out_flows_is_an_error(kind, bad):
+def test_a_network_that_gives_no_numbers_on_rows_held_out_is_an_error(kind, bad):
     def network(n_features):
         return FailingNetwork(n_features, bad, 1, training=False)
 

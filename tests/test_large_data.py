@@ -89,7 +89,9 @@ def test_files_and_memory_maps_give_the_same_bits_as_arrays(flow, dtype, as_path
 
 
 @each_flow
-def test_one_sample_may_be_a_file(flow, on_disk):
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_one_sample_may_be_a_file(early_stopping, flow, on_disk):
+    flow = clone(flow).set_params(early_stopping=early_stopping)
     of_array, of_file = clone(flow).fit(X_target), clone(flow).fit(on_disk(X_target))
     np.testing.assert_array_equal(of_array.sample(7), of_file.sample(7))
 

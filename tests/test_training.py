@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf import _simulation as simulation
+from sknsgf._minibatches import hold_out
 
 SINGLE = {
     "n_steps": 5,
@@ -147,7 +148,9 @@ def test_a_fit_in_parts_is_reproducible_and_does_not_depend_on_threads(estimator
 
 
 @each_estimator
-def test_flows_held_out_are_in_no_part(estimator, batch_mb, simulated):
+def test_flows_of_rows_held_out_are_simulated_once_and_take_their_room(
+    estimator, batch_mb, simulated
+):
     fitted(
         estimator,
         pool="online",
@@ -158,8 +161,8 @@ def test_flows_held_out_are_in_no_part(estimator, batch_mb, simulated):
     )
     for ranges in simulated.values():
         held_out, *parts = ranges[:5]
-        assert held_out == (7, 8)  # one of three at once, so that a part is two
-        assert parts == [(0, 1), (1, 3), (3, 5), (5, 7)]
+        assert held_out == (0, 1)  # of 50 rows, which leave room for two flows of 64
+        assert parts == [(0, 2), (2, 4), (4, 6), (6, 8)]
 
 
 @pytest.mark.parametrize(
@@ -202,8 +205,9 @@ def test_one_batch_over_the_budget_raises_also_online(estimator, batch_mb, size)
     )
     with pytest.raises(ValueError, match=message):
         fitted(estimator, pool="online", max_pool_size=0.9 * batch_mb)
-    with pytest.raises(ValueError, match=message):  # and one to hold out
-        fitted(estimator, pool="online", max_pool_size=1.9 * batch_mb, early_stopping=True)
+    held_out = {"early_stopping": True, "validation_fraction": 0.3}
+    with pytest.raises(ValueError, match=f"Lower {size} or validation_fraction, or raise"):
+        fitted(estimator, pool="online", max_pool_size=1.9 * batch_mb, **held_out)
 
 
 @each_estimator
@@ -250,19 +254,26 @@ def test_early_stopping_ends_each_training_when_its_held_out_loss_stays(estimato
         assert min(validation_losses) > 0
 
 
-@each_estimator
-def test_rows_held_out_are_trained_on_by_no_network(estimator, batch_mb, monkeypatch):
-    dealt = {}
+@pytest.fixture
+def dealt(monkeypatch):
+    """Rows of the particles and targets of what is simulated, one time after another, by class."""
+    rows = {}
     for kind in (simulation.Simulation, simulation.PairSimulation):
 
         def noted(self, batches, kind=kind, call=kind.__call__):
             clouds = self.particles[batches], self.targets[batches]
-            rows = [{tuple(row) for row in np.concatenate(cloud)} for cloud in clouds]
-            dealt.setdefault(kind.__name__, []).append(rows)
+            sets = [{tuple(row) for row in np.concatenate(cloud)} for cloud in clouds]
+            rows.setdefault(kind.__name__, []).append(sets)
             return call(self, batches)
 
         monkeypatch.setattr(kind, "__call__", noted)
-    fitted(estimator, early_stopping=True, max_iter=1)
+    return rows
+
+
+@each_estimator
+@pytest.mark.parametrize("random_state", [0, 1])
+def test_rows_held_out_are_trained_on_by_no_network(random_state, estimator, batch_mb, dealt):
+    fitted(estimator, early_stopping=True, max_iter=1, random_state=random_state)
     flows = dealt["Simulation"]
     for held_out, trained, sample in zip(*flows, (X_source, X_target), strict=True):
         assert len(held_out) == 20
@@ -271,6 +282,42 @@ def test_rows_held_out_are_trained_on_by_no_network(estimator, batch_mb, monkeyp
     for pairs in list(dealt.values())[1:]:  # of NSGFPlusPlus, the same rows
         assert pairs[0] == flows[0]
         assert pairs[1] == flows[1]
+
+
+@each_estimator
+def test_rows_held_out_do_not_depend_on_the_seed(estimator, batch_mb, dealt):
+    for random_state in (0, 1):
+        fitted(estimator, early_stopping=True, max_iter=1, random_state=random_state)
+    (first, _, second, _) = dealt["Simulation"]
+    assert first == second
+
+
+@each_estimator
+def test_the_noise_of_one_sample_is_other_noise_for_rows_held_out(estimator, batch_mb, dealt):
+    fitted(estimator, X_target, None, early_stopping=True, max_iter=1)
+    for (noise_held_out, held_out), (noise, trained) in dealt.values():
+        assert not noise_held_out & noise
+        assert not held_out & trained
+        assert len(noise_held_out) == len(held_out) == 20
+
+
+def test_an_outlier_that_is_held_out_is_warned_of():
+    X = X_source.copy()
+    _, (held_out, _) = hold_out(NSGFSampler(early_stopping=True), X, X_target)
+    X[(X_source == held_out[0]).all(1)] = 300.0
+    with pytest.warns(UserWarning, match="blur=0.002 is too small for float32"):
+        fitted(NSGFSampler(**SINGLE), X, early_stopping=True, blur=0.002, max_iter=1)
+
+
+def test_a_fit_that_goes_on_with_early_stopping_keeps_what_is_no_worse():
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(2, 150, 20))
+    flow = NSGFSampler(hidden_layer_sizes=(64,), max_iter=1000, early_stopping=True, random_state=0)
+    kept = flow.fit(X, Y).network_parameters_
+    again = flow.set_params(warm_start=True, random_state=1, max_iter=100).fit(X, Y)
+    assert again.n_iter_ == 100
+    for name, weights in kept.items():
+        np.testing.assert_array_equal(again.network_parameters_[name], weights)
 
 
 def test_early_stopping_keeps_a_flow_from_learning_few_rows_by_heart():
@@ -291,7 +338,8 @@ def test_early_stopping_keeps_a_flow_from_learning_few_rows_by_heart():
     ("n_source", "n_target", "options", "n_flows"),
     [
         (50, 40, {}, 1),  # all flows are the same
-        (50, 40, {"early_stopping": True}, 2),
+        (50, 40, {"early_stopping": True}, 1),
+        (70, 70, {"early_stopping": True}, 1),
         (50, 70, {}, 128),
         (5000, 40, {"flow_batch_size": 4096}, 32),
         (50, 40, {"n_flows": 3}, 3),
@@ -303,13 +351,6 @@ def test_flows_are_as_many_as_make_enough_trajectories(n_source, n_target, optio
     flow = NSGFSampler(blur=10.0, random_state=0, **settings | options)
     flow.fit(rows[:n_source], rows[n_source:])
     assert flow.n_flows_ == n_flows
-
-
-@pytest.mark.parametrize("name", ["n_flows", "n_pairings"])
-def test_early_stopping_with_one_batch_raises(name):
-    message = f"^early_stopping=True of NSGFPlusPlus needs .* {name} of at least 2. Got"
-    with pytest.raises(ValueError, match=message):
-        fitted(NSGFPlusPlus(**DOUBLE), early_stopping=True, **{name: 1})
 
 
 # Images

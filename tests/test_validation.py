@@ -339,12 +339,6 @@ def test_discrete_time_accepts_its_own_number_of_steps():
     assert flow.n_integration_steps_ == 5
 
 
-def test_early_stopping_with_one_flow_raises():
-    message = r"early_stopping=True of NSGFSampler needs .* n_flows of at least 2\. Got n_flows=1"
-    with pytest.raises(ValueError, match=message):
-        NSGFSampler(**{**CHEAP, "n_flows": 1}, early_stopping=True).fit(X_source, X_target)
-
-
 def test_rk4_with_endpoints_raises():
     X = np.random.default_rng(0).normal(size=(30, 2))
     message = "method='rk4' of NSGFSampler evaluates the field at time 1"

@@ -81,6 +81,7 @@ def fit_regression(
     validation: Batch | None = None,
     tol: float = 1e-4,
     n_iter_no_change: int = 10,
+    pretrained: bool = False,
     on_iteration: Callable[[int], None] | None = None,
     on_check: Callable[[_Run], bool] | None = None,
     state: dict | None = None,
@@ -113,6 +114,8 @@ def fit_regression(
         lower its loss by a share ``tol``, and the best network is returned.
     tol, n_iter_no_change
         See ``validation``.
+    pretrained : bool, default=False
+        Whether the weights that the network has at the start may be the best on held-out data.
     on_iteration : callable (iteration), default=None
         Called after each gradient step.
     on_check : callable (run) -> bool, default=None
@@ -159,6 +162,8 @@ def fit_regression(
         run.load_state(state)
     network.train()
     with run:
+        if pretrained and run.iteration == 0 and validation is not None:
+            run.keep_if_best(validation)
         while run.iteration < n_iterations and not run.is_stopped:
             if schedule == "cosine":
                 progress = run.iteration / n_iterations
@@ -247,16 +252,22 @@ class _Run:
         self.latest.clear()
         if validation is None:
             return
+        last_best = self.best_loss
+        held_out = self.keep_if_best(validation)
+        self.validation_losses.append(held_out)
+        self.n_bad = 0 if held_out < last_best * (1 - tol) else self.n_bad + 1
+        self.is_stopped = self.n_bad >= n_iter_no_change
+
+    def keep_if_best(self, validation: Batch) -> float:
+        """Keep the network, averaged until now, if its held-out loss is the lowest; the loss."""
         held_out = _evaluate(self.average.network, validation, self.loss_weight)
         if not math.isfinite(held_out):
             raise DivergenceError(
                 f"the held-out loss is not finite after {self.iteration} iterations"
             )
-        self.validation_losses.append(held_out)
-        self.n_bad = 0 if held_out < self.best_loss * (1 - tol) else self.n_bad + 1
         if held_out < self.best_loss:
             self.best, self.best_loss = copy.deepcopy(self.average.network), held_out
-        self.is_stopped = self.n_bad >= n_iter_no_change
+        return held_out
 
     def result(self) -> Regression:
         """What the training has come to."""
