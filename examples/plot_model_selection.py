@@ -38,9 +38,7 @@ N_TARGET = 1_500
 N_HELD_OUT = 3_000
 BLURS = (0.1, 0.3, 1.0)
 SIZES = (8, 32, 128)  # units of each of the three hidden layers
-N_FLOWS = 4  # few, for a quick search
-TRAINING_STEPS = 400
-N_FINAL_FLOWS = 24
+TRAINING_STEPS = 400  # few, for a quick search
 FINAL_STEPS = 8_000  # at most
 UNITS = np.array([1.0, 100.0])
 
@@ -50,7 +48,7 @@ X_source, X_target = make_pair("8gaussians-moons", (N_SOURCE, N_TARGET), random_
 X_new, X_test = make_pair("8gaussians-moons", N_HELD_OUT, random_state=1)
 X_source, X_target, X_new, X_test = (X * UNITS for X in (X_source, X_target, X_new, X_test))
 
-flow = NSGFSampler(n_flows=N_FLOWS, max_iter=TRAINING_STEPS, random_state=0, n_jobs=-1)
+flow = NSGFSampler(max_iter=TRAINING_STEPS, random_state=0, n_jobs=-1)
 model = make_pipeline(StandardScaler(), flow, transform_input=["X_target"])
 
 # %%
@@ -97,8 +95,8 @@ print("Best of the grid:", search.best_params_)
 # How long to train?
 # ------------------
 #
-# The fits of the search are short, which is enough to compare. For the final one, let a tenth of the
-# rows decide, which are held out: training stops when the loss on flows between them has fallen by
+# The fits of the search are short, which is enough to compare. For the final one, a tenth of the
+# rows is held out and decides: training stops when the loss on flows between them has fallen by
 # less than 1 % in each of five checks. (A learning rate that falls to zero would be at odds with
 # stopping early, hence "constant".)
 
@@ -106,7 +104,6 @@ blur, sizes = (search.best_params_[name] for name in grid)
 final = NSGFSampler(
     blur=blur,
     hidden_layer_sizes=sizes,
-    n_flows=N_FINAL_FLOWS,
     max_iter=FINAL_STEPS,
     learning_rate="constant",
     early_stopping=True,
@@ -133,8 +130,7 @@ plt.show()
 # A score that chose the settings should not be the only judge of them. So here are fresh rows,
 # moved by the worst and the best of the grid and by the final fit, and taken back to their units.
 # Their energy distance to unseen rows of the target (the second feature divided by a hundred)
-# agrees, and says what the short fits of the search left to gain by more flows and a longer
-# training.
+# agrees, and says what the short fits of the search left to gain by a longer training.
 
 worst = search.cv_results_["params"][np.argmin(search.cv_results_["mean_test_score"])]
 fits = {
