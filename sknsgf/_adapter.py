@@ -105,7 +105,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
     >>> classifier = LogisticRegression()
     >>> round(classifier.fit(X_source, y).score(X_target, y), 1)
     0.6
-    >>> flow = NSGFSampler(n_flows=8, max_iter=400, random_state=0)
+    >>> flow = NSGFSampler(max_iter=400, random_state=0)
     >>> adapter = TransportAdapter(flow, classifier).fit(X_source, y, X_target=X_target)
     >>> round(adapter.score(X_target, y), 1)
     1.0

@@ -264,7 +264,7 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         >>> import torch
         >>> from sknsgf import NSGFSampler
         >>> X_source = np.random.default_rng(0).normal(size=(100, 2))
-        >>> flow = NSGFSampler(n_flows=4, max_iter=50, random_state=0)
+        >>> flow = NSGFSampler(max_iter=50, random_state=0)
         >>> module = flow.fit(X_source, X_source + [3.0, 1.0]).to_module().double()
         >>> moved = module(torch.tensor(X_source)).detach().numpy()
         >>> np.allclose(moved, flow.transform(X_source))

@@ -62,7 +62,7 @@ def distributed(*, share_batches=False):
     >>> import numpy as np
     >>> import sknsgf
     >>> X_source = np.random.default_rng(0).normal(size=(100, 2))
-    >>> flow = sknsgf.NSGFSampler(n_flows=4, max_iter=50, random_state=0)
+    >>> flow = sknsgf.NSGFSampler(max_iter=50, random_state=0)
     >>> with sknsgf.distributed() as rank:
     ...     flow = flow.fit(X_source, X_source + [3.0, 1.0])
     >>> rank

@@ -281,7 +281,7 @@ class NSGFPlusPlus(BaseFlow):
     >>> rng = np.random.default_rng(0)
     >>> X_source = rng.normal(size=(500, 2))
     >>> X_target = rng.normal(size=(400, 2)) * [1.0, 0.5] + [4.0, 2.0]
-    >>> flow = NSGFPlusPlus(n_flows=8, max_iter=400, random_state=0).fit(X_source, X_target)
+    >>> flow = NSGFPlusPlus(max_iter=400, random_state=0).fit(X_source, X_target)
     >>> flow.transform(X_source).mean(axis=0).round()
     array([4., 2.])
     >>> flow.n_evaluations_

@@ -91,7 +91,7 @@ def load(path):
     >>> import numpy as np
     >>> import sknsgf
     >>> X_source = np.random.default_rng(0).normal(size=(100, 2))
-    >>> flow = sknsgf.NSGFSampler(n_flows=4, max_iter=50, random_state=0)
+    >>> flow = sknsgf.NSGFSampler(max_iter=50, random_state=0)
     >>> flow = flow.fit(X_source, X_source + [3.0, 1.0])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "flow.safetensors")

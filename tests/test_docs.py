@@ -55,9 +55,7 @@ SMALLER = {
         "N_HELD_OUT": 300,
         "BLURS": (0.3, 3.0),
         "SIZES": (4, 32),
-        "N_FLOWS": 2,
-        "TRAINING_STEPS": 80,
-        "N_FINAL_FLOWS": 8,
+        "TRAINING_STEPS": 40,
         "FINAL_STEPS": 200,
     },
     "plot_one_sample": {
