@@ -13,7 +13,7 @@ from sklearn.utils import gen_even_slices
 from sknsgf._torch_bridge import balanced_rows, random_rows, seed_of, seed_of_batch
 
 MINIBATCHES = ("stratified", "random")
-MOST_HELD_OUT = 2**13  # rows of a sample that early stopping holds out
+MOST_HELD_OUT = 2**13  # rows of a sample
 # Rows that are dealt together, unless these are fewer batches.
 DEALT_ROWS, FEWEST_BATCHES = 2**17, 16
 # Principal axes that regions are cut along (of a normal law, features), and rows, and entries of
@@ -24,20 +24,23 @@ MOST_AXES, AXES_ROWS, AXES_ENTRIES = 8, 2**11, 2**22
 def hold_out(estimator, X_source, X_target):
     """Samples to train on and, for early stopping, samples of their other rows, or None.
 
-    A source that is None, a normal law, is both. Whatever the seed of a fit, the same rows are held
-    out, so that a fit which goes on from the last one has not been trained on them.
+    Whatever the seed of a fit, the same rows are held out, so that a fit which goes on from the
+    last one has not been trained on them.
     """
+    samples = X_source, X_target
     if not estimator.early_stopping:
-        return (X_source, X_target), None
-    training, held_out = [], []
-    for number, X in enumerate((X_source, X_target)):
-        rows = None
-        if X is not None:
-            n_held_out, seed = len(X) - n_training_rows(estimator, X), seed_of(0, "held out")
-            rows = random_rows(len(X), n_held_out, seed_of_batch(seed, number))
-        training.append(X if X is None else OtherRows(X, rows))
-        held_out.append(X if X is None else X[rows])
-    return tuple(training), tuple(held_out)
+        return samples, None
+    seed = seed_of(0, "held out")
+    parts = [_split(estimator, X, seed_of_batch(seed, n)) for n, X in enumerate(samples)]
+    return tuple(zip(*parts, strict=True))
+
+
+def _split(estimator, X, seed):
+    """Rows to train on, and rows held out; a normal law, which is None, serves as both."""
+    if X is None:
+        return None, None
+    held_out = random_rows(len(X), len(X) - n_training_rows(estimator, X), seed)
+    return OtherRows(X, held_out), X[held_out]
 
 
 def n_training_rows(estimator, X):

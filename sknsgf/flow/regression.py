@@ -259,7 +259,7 @@ class _Run:
         self.is_stopped = self.n_bad >= n_iter_no_change
 
     def keep_if_best(self, validation: Batch) -> float:
-        """Keep the network, averaged until now, if its held-out loss is the lowest; the loss."""
+        """Held-out loss of the average until now, which is kept if this is the lowest."""
         held_out = _evaluate(self.average.network, validation, self.loss_weight)
         if not math.isfinite(held_out):
             raise DivergenceError(
