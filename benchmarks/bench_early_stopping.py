@@ -24,7 +24,8 @@ from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf.metrics import energy_distance
 
 ESTIMATORS = {"NSGFSampler": NSGFSampler, "NSGFPlusPlus": NSGFPlusPlus}
-ROWS, FEATURES, SOURCES = (250, 1000, 4000), (10, 50), ("mixture", "noise")
+PAIRS = ("mixture", 10), ("mixture", 50), ("noise", 10)  # of source and features
+ROWS = 300, 2000
 N_NEW = 2000  # rows that no fit sees
 
 
@@ -58,7 +59,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0 on")
     parser.add_argument("--jobs", type=int, default=2, help="fits at a time")
     arguments = parser.parse_args()
-    tasks = list(product(SOURCES, FEATURES, ROWS, ESTIMATORS, (False, True)))
+    tasks = [(*pair, *rest) for pair, *rest in product(PAIRS, ROWS, ESTIMATORS, (False, True))]
     runs = Parallel(n_jobs=arguments.jobs, return_as="generator")(
         delayed(measure)(*task, seed) for task in tasks for seed in range(arguments.seeds)
     )
