@@ -132,7 +132,8 @@ def main():
     for figures in measured:
         add_run("ablation", figures, COLUMNS)
         print(*figures.values(), sep="  ", flush=True)
-    kept, rows = read_runs("ablation"), []
+    kept = [figures for figures in read_runs("ablation") if figures["seed"] < arguments.seeds]
+    rows = []
     for data, name, _, change in tasks:
         about = dict(zip(COLUMNS, (data, name, text(change)), strict=False))
         chosen = [figures for figures in kept if about.items() <= figures.items()]
