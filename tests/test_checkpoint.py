@@ -16,7 +16,7 @@ from sknsgf import _checkpoint as checkpoints
 rng = np.random.default_rng(0)
 X_source = rng.normal(size=(300, 2))
 X_target = rng.normal(size=(200, 2)) * [1.0, 0.3] + 4
-SMALL = {"n_flows": 6, "flow_batch_size": 64, "max_iter": 150, "random_state": 0}
+SMALL = {"n_flows": 6, "flow_batch_size": 64, "max_iter": 250, "random_state": 0}
 SMALL |= {"hidden_layer_sizes": (16,), "checkpoint_every": 100}
 PAIRED = SMALL | {"n_pairings": 5, "pairing_size": 64}
 IN_PARTS = {"pool": "online", "max_pool_size": 0.01}
@@ -129,7 +129,7 @@ def test_a_fit_that_ends_again_and_again_gets_to_its_end(estimator, tmp_path, mo
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
     losses = []
     estimator = clone(ESTIMATORS["NSGFSampler"]).set_params(device="cpu")  # where each step is seen
-    n_records = 1 + 1 + 1  # what fit it is, a chunk of flows, the training at 100 steps
+    n_records = 1 + 1 + 2  # what fit it is, a chunk of flows, the training at 100 and 200 steps
     assert killed_at_write(estimator, tmp_path / "fit", n_records, monkeypatch)
 
     def counted(*args, count=torch.optim.AdamW.step, **options):
@@ -190,7 +190,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"max_iter": 151}, "the parameter max_iter was 150 and is 151"),
+        ({"max_iter": 251}, "the parameter max_iter was 250 and is 251"),
         ({"random_state": 1}, "the seed was 0 and is 1"),
         ({"hidden_layer_sizes": (17,)}, r"the parameter hidden_layer_sizes was \(16,\) and is"),
         ({"network": Dropping}, "the network was [0-9a-f]+ and is"),
