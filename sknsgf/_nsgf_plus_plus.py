@@ -535,15 +535,15 @@ class NSGFPlusPlus(BaseFlow):
         step_size = PAPER_STEP_SIZE if paper and self.step_size == "auto" else self.step_size
         resolve(self, X_source, X_target)
         self.step_sizes_ = flow_step_sizes(self.n_steps, step_size, SINKHORN_SHARE)
-        self.mode_, self.pairing_ = self.mode, self.pairing
+        self.mode_, self.pairing_, size = self.mode, self.pairing, self.pairing_size
         if self.pairing == "auto":
             if paper:
                 self.pairing_ = "independent"
-            elif are_used_whole(self, self.pairing_size, X_source, X_target):
+            elif are_used_whole(self, size, X_source, X_target):
                 self.pairing_ = "potentials"
             else:
                 self.pairing_ = "sinkhorn"
-        self.n_pairings_ = count_batches(self, "n_pairings", "pairing_size", X_source, X_target)
+        self.n_pairings_ = count_batches(self, self.n_pairings, size, X_source, X_target)
         self.method_, self.n_straight_steps_ = self.method, self.n_straight_steps
         check_method(self)
 

@@ -83,10 +83,10 @@ def resolve(estimator, X_source, X_target):
 
 def count_flows(estimator, X_source, X_target):
     """Number of flows; "auto" is one where all would be the same."""
-    whole = are_used_whole(estimator, estimator.flow_batch_size, X_source, X_target)
-    if estimator.n_flows == "auto" and whole:
+    size = estimator.flow_batch_size
+    if estimator.n_flows == "auto" and are_used_whole(estimator, size, X_source, X_target):
         return 1
-    return count_batches(estimator, "n_flows", "flow_batch_size", X_source, X_target)
+    return count_batches(estimator, estimator.n_flows, size, X_source, X_target)
 
 
 def are_used_whole(estimator, size, X_source, X_target):
@@ -96,9 +96,8 @@ def are_used_whole(estimator, size, X_source, X_target):
     return max(n_training_rows(estimator, X) for X in (X_source, X_target)) <= size
 
 
-def count_batches(estimator, number, size, X_source, X_target):
-    """Number of batches by the names of two parameters; "auto" makes enough rows in all."""
-    n_batches, size = getattr(estimator, number), getattr(estimator, size)
+def count_batches(estimator, n_batches, size, X_source, X_target):
+    """Number of batches of a size; "auto" makes enough rows in all."""
     if n_batches != "auto":
         return n_batches
     n_rows = n_training_rows(estimator, X_target if X_source is None else X_source)

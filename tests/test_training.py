@@ -44,18 +44,23 @@ def fitted(estimator, X=X_source, Y=X_target, **parameters):
     return type(estimator)(**settings).fit(X, Y)
 
 
-@pytest.fixture
-def simulated(monkeypatch):
-    """Ranges of flows or batches in the order they are simulated, by class."""
-    made = {}
+def watched(monkeypatch, look):
+    """What is seen of each simulation and its range of batches, in their order, by class."""
+    seen = {}
     for kind in (simulation.Simulation, simulation.PairSimulation):
 
         def noted(self, batches, kind=kind, call=kind.__call__):
-            made.setdefault(kind.__name__, []).append((batches.start, batches.stop))
+            seen.setdefault(kind.__name__, []).append(look(self, batches))
             return call(self, batches)
 
         monkeypatch.setattr(kind, "__call__", noted)
-    return made
+    return seen
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Ranges of flows or batches in the order they are simulated, by class."""
+    return watched(monkeypatch, lambda _, batches: (batches.start, batches.stop))
 
 
 # Pools
@@ -257,17 +262,12 @@ def test_early_stopping_ends_each_training_when_its_held_out_loss_stays(estimato
 @pytest.fixture
 def dealt(monkeypatch):
     """Rows of the particles and targets of what is simulated, one time after another, by class."""
-    rows = {}
-    for kind in (simulation.Simulation, simulation.PairSimulation):
 
-        def noted(self, batches, kind=kind, call=kind.__call__):
-            clouds = self.particles[batches], self.targets[batches]
-            sets = [{tuple(row) for row in np.concatenate(cloud)} for cloud in clouds]
-            rows.setdefault(kind.__name__, []).append(sets)
-            return call(self, batches)
+    def rows(simulated, batches):
+        clouds = simulated.particles[batches], simulated.targets[batches]
+        return [{tuple(row) for row in np.concatenate(cloud)} for cloud in clouds]
 
-        monkeypatch.setattr(kind, "__call__", noted)
-    return rows
+    return watched(monkeypatch, rows)
 
 
 @each_estimator
