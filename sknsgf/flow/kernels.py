@@ -24,7 +24,7 @@ ABSORPTION = 15.0
 # Coordinates up to which products are summed one after another on CPU: there a matrix product, made
 # for long sums, takes up to 4 times as long.
 NARROW = 4
-# Coordinates from which products that outlast a temperature are cheaper than new ones.
+# Coordinates from which products that outlast a kernel are cheaper than new ones.
 WIDE = 64
 
 
@@ -67,7 +67,7 @@ class DenseKernel:
 
 
 class RescaledKernel(DenseKernel):
-    """The same from products ``<x_i, y_j>`` that are kept from one temperature to the next."""
+    """The same from products ``<x_i, y_j>`` that outlast it: for other temperatures or offsets."""
 
     def __init__(
         self, products: Tensor, eps: Tensor, bias: Tensor, a: Tensor, buffer: Tensor

@@ -203,8 +203,8 @@ class _CrossProblem:
         self.tilt = torch.bmm(mean_x - self.mean_y, self.y.mT)[:, 0]
         self.yy = _half_square_norm(self.y)
         self.storage = DenseKernel if memory.stores(x, y) else StreamedKernel
-        self.memory, self.buffer = memory, memory.buffer(x, y)
-        self.products: Tensor | None = None
+        self.buffer = memory.buffer(x, y)
+        self.products = memory.products(self.x, self.y)
 
     def kernel(self, g: Tensor, eps: Tensor) -> DenseKernel | StreamedKernel:
         """Build the kernel at the potential ``g``; ``eps`` has shape (B, 1)."""
@@ -234,8 +234,6 @@ class _CrossProblem:
         ratio = (schedule.start * sum(self.square_radii()) / eps).clamp(1, 1 / SMALLEST_MASS)
         n_levels = math.ceil(math.log(float(ratio.max()), schedule.factor))
         g, n_iterations = self.normal_start(eps * ratio), 0
-        if n_levels:
-            self.products = self.memory.products(self.x, self.y)
         for level in range(n_levels):
             temperature = eps * ratio ** (1 - level / n_levels)
             solved, _, _ = self.iterate(g, temperature, schedule.tol, schedule.max_iter)

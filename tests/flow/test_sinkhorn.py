@@ -653,13 +653,15 @@ def test_tight_clusters_of_unequal_shares_are_transported_from_a_cold_start():
     )
 
 
+@pytest.mark.parametrize("start", ["cold", "far off"])
 @pytest.mark.parametrize("storage", ["without room for products", "streamed"])
-def test_products_kept_across_temperatures_change_nothing(storage):
+def test_products_kept_for_all_kernels_of_a_solve_change_nothing(storage, start):
     x, y = normal(2, 50, 70), 3 * normal(2, 40, 70, seed=1) + 1
     kernel_bytes = 2 * 50 * 40 * 8
     room = kernel_bytes if storage == "without room for products" else 1000
-    kept = cross_potential(x, y, blur=2.0, tol=1e-9)
-    other = cross_potential(x, y, blur=2.0, tol=1e-9, max_bytes=room)
+    init = None if start == "cold" else y.new_zeros(2, 40)  # kernels are stored anew on the way
+    kept = cross_potential(x, y, blur=2.0, tol=1e-9, init=init)
+    other = cross_potential(x, y, blur=2.0, tol=1e-9, init=init, max_bytes=room)
     torch.testing.assert_close(kept.potential, other.potential, rtol=0, atol=1e-6)
 
 
