@@ -29,7 +29,7 @@ from sknsgf.datasets import PAIRS, make_pair
 N_ROWS, N_TRANSPORTED = 2**17, 10**5
 FEWER = {"n_flows": 8, "n_pairings": 8}  # of 64, that are the default for so many rows
 GROUPS = {
-    "products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::addcmul"),
+    "products": ("aten::mm", "aten::bmm", "aten::baddbmm", "aten::addmm", "aten::addcmul"),
     "exponentials": ("aten::exp2", "aten::exp2_"),
     "activations": ("aten::relu", "aten::clamp_min", "aten::threshold_backward"),
     "optimiser": (

@@ -105,9 +105,9 @@ plt.show()
 #
 # It is fitted to all cells of both samples at once, and carries control cells that it has not seen.
 # Nearly all of them stay in their cluster, and go with it. A few cross over to another type: the
-# shares of the types differ by chance, between the samples and between the batches that the flow
-# learns from, and what one type has too many, another has too few. How many go astray is printed
-# below: moved cells whose nearest treated cells are of another type.
+# shares of the types differ by chance between the samples, and a little between the batches that
+# the flow learns from, and what one type has too many, another has too few. How many go astray is
+# printed below: moved cells whose nearest treated cells are of another type.
 
 flow = NSGFSampler(n_flows=N_FLOWS, max_iter=TRAINING_STEPS, random_state=0, n_jobs=-1)
 flow.fit(X_control, X_treated)

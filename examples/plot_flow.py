@@ -29,7 +29,7 @@ from sknsgf.plotting import FlowDisplay, LossCurveDisplay
 
 N_ROWS = 4_000  # of each sample
 N_BATCHES = 32  # of simulated flows and of pairs
-TRAINING_STEPS = 2_000  # of each network
+TRAINING_STEPS = 2_000  # of the straight flow, and a fifth as many of the Sinkhorn phase
 
 X_source, X_target = make_pair("8gaussians-moons", N_ROWS, random_state=0)
 X_new, X_test = make_pair("8gaussians-moons", N_ROWS, random_state=1)

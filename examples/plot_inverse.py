@@ -54,7 +54,7 @@ two_phases = NSGFPlusPlus(n_pairings=N_BATCHES, **fitting).fit(X_source, X_targe
 # takes two evaluations: so it undoes that step, and the error falls to a quarter when their number
 # doubles. The other methods are integrated back as they are. The straight phase of
 # :class:`~sknsgf.NSGFPlusPlus` has Euler steps, too, and its errors are ten times smaller, since
-# its ways bend less; the step before it is undone by 50 such iterations.
+# its ways bend less; the step before it is undone by 50 evaluations.
 
 
 def return_errors(estimator, X):

@@ -18,7 +18,7 @@ steps to come as close as the mixture, and its digits are the cleaner ones.
 #
 # Each model gets the choice that is usual for it: of the mixtures, that with the lowest BIC; of the
 # bandwidths of the kernel density, that with the highest held-out likelihood. The flow keeps its
-# defaults, but for a shorter training.
+# defaults, but for fewer flows and a shorter training.
 
 import matplotlib.pyplot as plt
 import numpy as np

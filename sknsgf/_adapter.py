@@ -136,11 +136,11 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_source, n_features)
+        X : array-like of shape (n_source, n_features), or path of a .npy file
             Rows of the source.
         y : array-like of shape (n_source,) or (n_source, n_outputs)
             Their labels or values.
-        X_target : array-like of shape (n_target, n_features)
+        X_target : array-like of shape (n_target, n_features), or path of a .npy file
             Rows of the target, with any number of rows.
         sample_weight : array-like of shape (n_source,), default=None
             Weights of the rows of `X` in the training of `estimator`. The flow sees every row once,
@@ -198,7 +198,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows of the target, as they are.
 
         Returns
@@ -214,7 +214,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows of the target, as they are.
 
         Returns
@@ -230,7 +230,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows of the target, as they are.
 
         Returns
@@ -246,7 +246,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows of the target, as they are.
 
         Returns
@@ -262,7 +262,7 @@ class TransportAdapter(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or path of a .npy file
             Rows of the target, as they are.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Their true labels or values.

@@ -118,10 +118,11 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
         -------
         ndarray of shape (n_samples, n_features)
             Where the flow takes the rows on its way back. Euler steps are solved for where they
-            began: by one iteration with two evaluations, or by 50 evaluations where the network
-            learned at discrete times. So :meth:`transform` is undone up to an error that shrinks
-            with the number of steps, down to that of the network near time 1, and least where the
-            flow tears a cloud apart. Steps of other methods are integrated backward.
+            began: by one iteration with two evaluations, or, for steps of ``time="discrete"`` and
+            of the Sinkhorn phase, by 50 evaluations. So :meth:`transform` is undone up to an error
+            that shrinks with the number of steps, down to that of the network near time 1, and
+            least where the flow tears a cloud apart. Steps of other methods are integrated
+            backward.
         """
         check_is_fitted(self)
         return self._transport_rows(check_rows(self, X), out, backward=True)

@@ -90,7 +90,9 @@ class NSGFSampler(BaseFlow):
         are quasi-random in the eight features of the largest spread, or all at random.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
-        at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
+        1e8 pairs of rows or more, such as 10,000 by 10,000, in at most 3 dimensions when KeOps is
+        installed: geomloss then. GeomLoss derives its `scaling` from `sinkhorn_tol` and reports no
+        error; POT takes 20 plain iterations for one of `sinkhorn_max_iter`.
     sinkhorn_tol : float, default=1e-2
         L1 error of the marginals at which Sinkhorn iterations stop.
     sinkhorn_max_iter : int, default=200
@@ -163,7 +165,7 @@ class NSGFSampler(BaseFlow):
     checkpoint : str, os.PathLike or None, default=None
         Folder where `fit` keeps what it has done. A fit that was killed, called again with the same
         parameters and data, goes on from there and ends with the same result, bit by bit; other
-        parameters or data are refused. A fit that ends removes the folder.
+        data, or parameters that matter to it, are refused. A fit that ends removes the folder.
     checkpoint_every : int, default=1000
         Gradient steps between two checkpoints, rounded up to a hundred. Only used with
         `checkpoint`; simulated flows are kept as they come.
@@ -216,7 +218,7 @@ class NSGFSampler(BaseFlow):
         Gradient steps done.
     method_, n_integration_steps_ : str, int
         The integration in use. Both may be assigned to, to transport with more or fewer network
-        evaluations without fitting again.
+        evaluations without fitting again (not with ``time="discrete"``).
     n_evaluations_ : int
         Network evaluations per row of :meth:`transform`.
     source_sample_, target_sample_ : ndarray
@@ -410,14 +412,17 @@ class NSGFSampler(BaseFlow):
         ValueError
             If a parameter or a sample is not valid, or if the training diverges.
         TypeError
-            If a sample is sparse.
+            If a sample is sparse, or if `network` is no function that builds a module.
         OSError
-            If the file that a path names cannot be read.
+            If the file that a path names cannot be read, or a pool or a checkpoint not be written.
 
         Warns
         -----
         ConvergenceWarning
             If the error of a Sinkhorn solve is more than twice `sinkhorn_tol`.
+        UserWarning
+            If the blur is too small for the samples' precision, or if a one-dimensional `y` of
+            floats beside rows of one feature may have been meant as a target.
         """
         X, y, X_target = open_samples(X, y, X_target)
         with (
@@ -434,8 +439,8 @@ class NSGFSampler(BaseFlow):
             network = self._start_network()
             checkpoint.claim(self, X_source, X_target, [network])
             samples, held_out = hold_out(self, X_source, X_target)
-            flows = Simulation(self, samples, checkpoint)
-            pools = make_pools(self, flows, held_out, task, time=self.time, n_draws=self.max_iter)
+            flows = Simulation(self, samples, held_out, checkpoint)
+            pools = make_pools(flows, task, time=self.time, n_draws=self.max_iter)
             training = Training(task, "training", self._learned)
             result = train_on_pools(self, network, *pools, training, checkpoint)
             vars(self).update(self._learned(result))

@@ -102,7 +102,9 @@ class NSGFPlusPlus(BaseFlow):
         are quasi-random in the eight features of the largest spread, or all at random.
     solver : {"auto", "native", "geomloss", "pot"}, default="auto"
         Who computes Sinkhorn velocities. "auto" is the native batched solver, except for flows of
-        at least 10,000 particles in at most 3 dimensions when KeOps is installed: geomloss then.
+        1e8 pairs of rows or more, such as 10,000 by 10,000, in at most 3 dimensions when KeOps is
+        installed: geomloss then. GeomLoss derives its `scaling` from `sinkhorn_tol` and reports no
+        error; POT takes 20 plain iterations for one of `sinkhorn_max_iter`.
     sinkhorn_tol : float, default=1e-2
         L1 error of the marginals at which Sinkhorn iterations stop; those of pairs, whose error the
         straight flow would learn, at 0.3 of it.
@@ -194,7 +196,7 @@ class NSGFPlusPlus(BaseFlow):
     checkpoint : str, os.PathLike or None, default=None
         Folder where `fit` keeps what it has done. A fit that was killed, called again with the same
         parameters and data, goes on from there and ends with the same result, bit by bit; other
-        parameters or data are refused. A fit that ends removes the folder.
+        data, or parameters that matter to it, are refused. A fit that ends removes the folder.
     checkpoint_every : int, default=1000
         Gradient steps between two checkpoints, rounded up to a hundred. Only used with
         `checkpoint`; simulated flows are kept as they come.
@@ -240,7 +242,7 @@ class NSGFPlusPlus(BaseFlow):
     device_ : str
         Where the flow was simulated and trained, and is evaluated if that device is there.
     sinkhorn_error_ : float
-        Largest marginal error of all solves (NaN where the solver reports none).
+        Largest marginal error of the solves that report one, those of pairs among them.
     loss_curves_ : dict of str to list of float
         For each network, the mean squared error of the batch at each gradient step; in squared
         units of `scale_`, or of time for "transition". That of endpoints of the "mlp" network is
@@ -458,14 +460,17 @@ class NSGFPlusPlus(BaseFlow):
         ValueError
             If a parameter or a sample is not valid, or if the training diverges.
         TypeError
-            If a sample is sparse.
+            If a sample is sparse, or if `network` is no function that builds a module.
         OSError
-            If the file that a path names cannot be read.
+            If the file that a path names cannot be read, or a pool or a checkpoint not be written.
 
         Warns
         -----
         ConvergenceWarning
             If the error of a Sinkhorn solve is more than twice `sinkhorn_tol`.
+        UserWarning
+            If the blur is too small for the samples' precision, or if a one-dimensional `y` of
+            floats beside rows of one feature may have been meant as a target.
         """
         n_stages = 5 if self.mode == "paper" else 4  # flows, pairs, and a training per network
         X, y, X_target = open_samples(X, y, X_target)
@@ -492,14 +497,15 @@ class NSGFPlusPlus(BaseFlow):
                 learned[phase] = train(self, networks[phase], *pools, training, checkpoint)
 
             samples, held_out = hold_out(self, X_source, X_target)
-            make = partial(make_pools, self, samples_held_out=held_out, task=task)
-            flows = Simulation(self, samples, checkpoint)
+            shared = samples, held_out, checkpoint
+            flows = Simulation(self, *shared)
+            pairs = PairSimulation(self, *shared, partial(self._start_of_paths, learned))
             time, step_sizes = self._sinkhorn_time(), self.step_sizes_
             n_draws = ceil(SINKHORN_TRAINING[self.prediction_] * self.max_iter)
-            pools = make(flows, time=time, n_draws=n_draws, step_sizes=step_sizes)
+            pools = make_pools(flows, task, time=time, n_draws=n_draws, step_sizes=step_sizes)
             learn("sinkhorn", "training", pools)
-            pairs = PairSimulation(self, samples, checkpoint, self._start_of_paths(learned))
-            pools = make(pairs, time="continuous", n_draws=self.max_iter)
+            del pools  # before there is one of pairs
+            pools = make_pools(pairs, task, time="continuous", n_draws=self.max_iter)
             learn("straight", "straight training", pools)
             if self.mode == "paper":
                 learn("transition", "transition training", pools, train_transition)
@@ -576,21 +582,17 @@ class NSGFPlusPlus(BaseFlow):
             networks["transition"] = start_transition_network(self, design, start)
         return networks
 
-    def _start_of_paths(self, learned):
-        """Function from points of the source to where their straight paths start."""
+    def _start_of_paths(self, learned, points):
+        """Where the straight paths of points of the source start."""
         if self.mode == "paper":
-            return lambda points: points
+            return points
         n_steps = len(self.step_sizes_)
         network = learned["sinkhorn"].network.eval()
         field = particle_field(network, self.prediction_, self.step_sizes_)
         size = CPU_CHUNK if self.device_ == "cpu" else CUDA_CHUNK
-
-        def carry(points):
-            with torch.no_grad():
-                chunks = [points[rows] for rows in gen_batches(len(points), size)]
-                return torch.cat([integrate(field, x, n_steps=n_steps).x for x in chunks])
-
-        return carry
+        with torch.no_grad():
+            chunks = [points[rows] for rows in gen_batches(len(points), size)]
+            return torch.cat([integrate(field, x, n_steps=n_steps).x for x in chunks])
 
     def _learned(self, learned):
         """Attributes that trainings lead to, or None while a network is still to be trained."""

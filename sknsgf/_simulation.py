@@ -56,6 +56,12 @@ class _Simulation(ABC):
     ----------
     shape : tuple
         Shape of the positions of all batches.
+    held_out : _Simulation or None
+        The same of rows that are held out, each of which is in some batch.
+    n_at_once : int
+        Number of batches that there is room for at once, beside those of rows held out.
+    on_disk : bool
+        Whether this room is on the disk.
     radius : float
         Largest distance of a particle to the centre until now, in units of `scale_`.
     """
@@ -63,7 +69,7 @@ class _Simulation(ABC):
     def __init__(self, estimator, samples, size, n_batches, streams, n_positions, checkpoint):
         self.estimator, self.checkpoint = estimator, checkpoint
         self.size, self.streams, self.n_positions = size, streams, n_positions
-        self.name, self.radius, self.on_disk = self.stage, 0.0, False
+        self.name, self.radius, self.held_out = self.stage, 0.0, None
         self._deal(samples, n_batches)
 
     def _deal(self, samples, n_batches):
@@ -73,8 +79,23 @@ class _Simulation(ABC):
         n_features = len(self.estimator.center_)
         self.shape = n_batches, self.particles.size, self.n_positions, n_features
 
-    def held_out(self, samples):
-        """The same simulation of rows that are held out, each of which is in some batch."""
+    @property
+    def n_bytes(self):
+        """Size of the positions of all batches."""
+        return prod(self.shape) * POOL_DTYPES[self.estimator.pool_dtype].itemsize
+
+    def _plan(self, samples_held_out):
+        """Set what rows held out and the room for positions decide, or refuse what has no room."""
+        if samples_held_out is not None:
+            self.held_out = self._of_rows_held_out(samples_held_out)
+        sizes = self.n_bytes // self.shape[0], self.held_out.n_bytes if self.held_out else 0
+        n_at_once = check_pool_size(self.estimator, self.shape[0], *sizes, self.counted)
+        # Over the budget, which check_pool_size allows for pool="memmap" only.
+        on_disk = n_at_once * sizes[0] + sizes[1] > self.estimator.max_pool_size * 1e6
+        for part in filter(None, (self, self.held_out)):
+            part.n_at_once, part.on_disk = n_at_once, on_disk
+
+    def _of_rows_held_out(self, samples):
         other = copy(self)
         other.name = f"{self.stage} held out"
         other.streams = [f"held-out {stream}" for stream in self.streams]
@@ -168,7 +189,7 @@ class Simulation(_Simulation):
     stage, trains = "simulating flows", "training"
     counted = "n_flows, n_steps or flow_batch_size"  # what makes it large
 
-    def __init__(self, estimator, samples, checkpoint):
+    def __init__(self, estimator, samples, samples_held_out, checkpoint):
         super().__init__(
             estimator,
             samples,
@@ -187,6 +208,7 @@ class Simulation(_Simulation):
             tol=estimator.sinkhorn_tol,
             max_iter=estimator.sinkhorn_max_iter,
         )
+        self._plan(samples_held_out)
 
     def simulate(self, x, y, first):
         """Flows of a chunk of batches."""
@@ -203,7 +225,7 @@ class PairSimulation(_Simulation):
     stage, trains = "pairing", "straight training"
     counted = "n_pairings or pairing_size"
 
-    def __init__(self, estimator, samples, checkpoint, start_of_paths):
+    def __init__(self, estimator, samples, samples_held_out, checkpoint, start_of_paths):
         super().__init__(
             estimator,
             samples,
@@ -214,6 +236,7 @@ class PairSimulation(_Simulation):
             checkpoint,
         )
         self.start_of_paths, self.pairing = start_of_paths, None
+        self._plan(samples_held_out)
 
     def chunks(self, n_batches):
         """Slices of one batch each."""
@@ -249,30 +272,22 @@ class PairSimulation(_Simulation):
         return Flow(torch.stack([x, partners], 1), getattr(pairing, "error", 0.0))
 
 
-def make_pools(estimator, simulate, samples_held_out, task, *, time, n_draws, step_sizes=None):
+def make_pools(simulate, task, *, time, n_draws, step_sizes=None):
     """Pool for a number of gradient steps and, for early stopping, a pool of rows held out.
 
     The pool is simulated at once, as a stage of the fit's ``task``: in memory or, where it is over
     the budget and ``pool="memmap"``, on the disk. Where ``pool="online"`` and it is over the
     budget, it is simulated in parts, of which the stage is the first.
     """
-    n_flows, *flow_shape = simulate.shape
-    itemsize = POOL_DTYPES[estimator.pool_dtype].itemsize
-    flow_bytes, held_out, held_out_bytes = prod(flow_shape) * itemsize, None, 0
-    if samples_held_out is not None:
-        held_out = simulate.held_out(samples_held_out)
-        held_out_bytes = prod(held_out.shape) * itemsize
-    at_once = check_pool_size(estimator, n_flows, flow_bytes, held_out_bytes, simulate.counted)
-    # Over the budget, which check_pool_size allows for pool="memmap" only.
-    on_disk = at_once * flow_bytes + held_out_bytes > estimator.max_pool_size * 1e6
-    simulate.on_disk = on_disk
-    n_parts = ceil(n_flows / at_once)
+    estimator, held_out, n_flows = simulate.estimator, simulate.held_out, simulate.shape[0]
+    n_parts = ceil(n_flows / simulate.n_at_once)
     logger.info(
-        "Pool of %d trajectories: %s in %d part(s)%s",
-        n_flows * flow_shape[0],
-        megabytes(n_flows * flow_bytes),
+        "Pool of %d trajectories: %s in %d part(s)%s%s",
+        prod(simulate.shape[:2]),
+        megabytes(simulate.n_bytes),
         n_parts,
-        f" on disk, in {pool_folder(estimator)}" if on_disk else "",
+        f", and {megabytes(held_out.n_bytes)} of rows held out" if held_out else "",
+        f" on disk, in {pool_folder(estimator)}" if simulate.on_disk else "",
     )
     pool = partial(TrajectoryPool, time=time, target=estimator.prediction_, step_sizes=step_sizes)
     bounds = [n_flows * part // n_parts for part in range(n_parts + 1)]
@@ -288,7 +303,6 @@ def make_pools(estimator, simulate, samples_held_out, task, *, time, n_draws, st
     with task.stage(simulate.stage):
         pool_held_out = None
         if held_out is not None:
-            held_out.on_disk = on_disk
             pool_held_out = pool(held_out(slice(0, held_out.shape[0])))
             simulate.radius = max(simulate.radius, held_out.radius)
         return PoolInParts(part, n_parts, n_draws, n_drawn), pool_held_out

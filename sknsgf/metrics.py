@@ -91,7 +91,7 @@ def sinkhorn_divergence(X, Y, *, blur=None, X_weight=None, Y_weight=None, tol=1e
         Each solve stops once the L1 error of its marginals is below. The error of the divergence
         is much smaller, of the order of ``tol**2``.
     max_iter : int, default=500
-        Bound on the Sinkhorn iterations of each of the three solves.
+        Bound on the Sinkhorn iterations of each of the three solves, at each temperature.
 
     Returns
     -------

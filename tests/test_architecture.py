@@ -43,7 +43,7 @@ ARROWS = {
     "_callbacks": [],
     "_file_rows": [],
     "_state": ["_validation", "flow.external", "flow.networks"],
-    "flow.trajectories": ["flow.sinkhorn", "flow.external"],
+    "flow.trajectories": ["flow.sinkhorn"],
     "flow.external": ["flow.sinkhorn"],
     "flow.paths": ["flow.sinkhorn", "flow.kernels"],
     "flow.phases": ["flow.integration"],

@@ -178,7 +178,9 @@ def test_flows_of_rows_held_out_are_simulated_once_and_take_their_room(
         (NSGFPlusPlus(**DOUBLE).set_params(n_flows=7), PAIRS_MB, "n_pairings or pairing_size"),
     ],
 )
-def test_a_pool_over_the_budget_raises_and_says_what_to_do(estimator, batch_mb, counted):
+def test_a_pool_over_the_budget_raises_before_any_simulation_and_says_what_to_do(
+    estimator, batch_mb, counted, simulated
+):
     name = type(estimator).__name__
     message = (
         rf"^The pool of {name} would take 0\.0*[1-9]\d? MB, more than max_pool_size=0\.\d+\. "
@@ -187,6 +189,7 @@ def test_a_pool_over_the_budget_raises_and_says_what_to_do(estimator, batch_mb, 
     )
     with pytest.raises(ValueError, match=message):
         fitted(estimator, max_pool_size=7.5 * batch_mb)
+    assert not simulated
 
 
 def test_a_pool_far_over_the_budget_raises_before_its_rows_are_drawn(monkeypatch):
@@ -232,6 +235,10 @@ def test_half_precision_halves_the_pool_and_changes_little(estimator, batch_mb):
         (
             NSGFPlusPlus(**DOUBLE, pairing="independent").set_params(n_pairings=16),
             ["512 trajectories: 0.41 MB in 1 part(s)", "1024 trajectories: 0.82 MB in 2 part(s)"],
+        ),
+        (
+            NSGFSampler(**SINGLE, early_stopping=True),
+            ["512 trajectories: 1.2 MB in 3 part(s), and 0.024 MB of rows held out"],
         ),
     ],
 )

@@ -373,7 +373,7 @@ def cross_potential(
     blur : float
         Square root of the temperature, in units of length.
     init : Tensor of shape (B, m), default=None
-        Potential to start from; None anneals the temperature down from the clouds' diameter.
+        Potential to start from; None starts from that of normal laws and cools down.
     tol : float, default=1e-3
         The solve stops once the L1 error of every problem's marginal is below.
     max_iter : int, default=200

@@ -200,7 +200,7 @@ class FlowDisplay:
         >>> from sknsgf.plotting import FlowDisplay
         >>> rng = np.random.default_rng(0)
         >>> X_source, X_target = rng.normal(size=(300, 2)), rng.normal(size=(200, 2)) + 5
-        >>> flow = NSGFSampler(n_flows=4, max_iter=60, random_state=0).fit(X_source, X_target)
+        >>> flow = NSGFSampler(max_iter=60, random_state=0).fit(X_source, X_target)
         >>> display = FlowDisplay.from_estimator(flow, X_source, n_rows=50)
         >>> display.positions.shape
         (11, 50, 2)

@@ -103,7 +103,7 @@ class LossCurveDisplay:
         >>> from sknsgf import NSGFPlusPlus
         >>> from sknsgf.plotting import LossCurveDisplay
         >>> X = np.random.default_rng(0).normal(size=(200, 2))
-        >>> flow = NSGFPlusPlus(n_flows=4, n_pairings=4, max_iter=60, random_state=0)
+        >>> flow = NSGFPlusPlus(n_pairings=4, max_iter=60, random_state=0)
         >>> display = LossCurveDisplay.from_estimator(flow.fit(X, X + 5), smoothing=20)
         >>> list(display.lines_)
         ['sinkhorn', 'straight']
