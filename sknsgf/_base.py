@@ -35,8 +35,10 @@ from sknsgf._validation import (
 from sknsgf.flow.module import FlowModule
 from sknsgf.metrics import sinkhorn_divergence
 
-# Rows transported at a time: bounds the memory of the layers, which the cache should hold.
+# Rows transported at a time, and entries of a layer for these: bound the memory of the layers,
+# which the cache should hold.
 CPU_CHUNK, CUDA_CHUNK = 2**12, 2**18
+CPU_ENTRIES, CUDA_ENTRIES = 2**21, 2**27
 SCORE_ROWS = 4_096  # rows of each sample that a score compares
 
 
@@ -46,6 +48,13 @@ def reference_blur(n_features):
     Distances between points grow with the square root of the number of features, and so does it.
     """
     return 0.1 * float(np.sqrt(max(n_features, 2) / 2))
+
+
+def rows_at_a_time(design, device):
+    """Number of rows that networks of a design carry together."""
+    on_cpu = torch.device(device).type == "cpu"
+    rows, entries = (CPU_CHUNK, CPU_ENTRIES) if on_cpu else (CUDA_CHUNK, CUDA_ENTRIES)
+    return max(1, min(rows, entries // design.widest_layer))
 
 
 class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
@@ -122,7 +131,7 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
             of the Sinkhorn phase, by 50 evaluations. So :meth:`transform` is undone up to an error
             that shrinks with the number of steps, down to that of the network near time 1, and
             least where the flow tears a cloud apart. Steps of other methods are integrated
-            backward.
+            backward (``mode="paper"`` always takes Euler steps back).
         """
         check_is_fitted(self)
         return self._transport_rows(check_rows(self, X), out, backward=True)
@@ -307,6 +316,6 @@ class BaseFlow(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, Bas
                 points = flow(frame.to_tensor(X[chunk], device, dtype))
             filled[..., chunk, :] = frame.to_array(points, X.dtype)
 
-        size = CPU_CHUNK if device == "cpu" else CUDA_CHUNK
-        thread_map(transport, gen_batches(len(X), size), self.n_jobs)
+        chunks = gen_batches(len(X), rows_at_a_time(self._design, device))
+        thread_map(transport, chunks, self.n_jobs)
         return moved

@@ -177,7 +177,8 @@ class NSGFSampler(BaseFlow):
         on machines without.
     n_jobs : int or None, default=None
         Threads that simulate flows and transport rows; the result does not depend on it. None
-        means 1 unless in a :func:`joblib.parallel_config` context, -1 all cores.
+        means 1 unless in a context ``joblib.parallel_config(backend="threading", n_jobs=...)``, -1
+        all cores.
     verbose : bool, default=False
         Show progress bars.
 

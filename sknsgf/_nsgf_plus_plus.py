@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from sklearn.utils import gen_batches
 
-from sknsgf._base import CPU_CHUNK, CUDA_CHUNK, BaseFlow
+from sknsgf._base import BaseFlow, rows_at_a_time
 from sknsgf._callbacks import Training, fit_task
 from sknsgf._checkpoint import Checkpoint
 from sknsgf._minibatches import MINIBATCHES, hold_out
@@ -208,7 +208,8 @@ class NSGFPlusPlus(BaseFlow):
         on machines without.
     n_jobs : int or None, default=None
         Threads that simulate flows and transport rows; the result does not depend on it. None
-        means 1 unless in a :func:`joblib.parallel_config` context, -1 all cores.
+        means 1 unless in a context ``joblib.parallel_config(backend="threading", n_jobs=...)``, -1
+        all cores.
     verbose : bool, default=False
         Show progress bars.
 
@@ -589,7 +590,7 @@ class NSGFPlusPlus(BaseFlow):
         n_steps = len(self.step_sizes_)
         network = learned["sinkhorn"].network.eval()
         field = particle_field(network, self.prediction_, self.step_sizes_)
-        size = CPU_CHUNK if self.device_ == "cpu" else CUDA_CHUNK
+        size = rows_at_a_time(self._design, self.device_)
         with torch.no_grad():
             chunks = [points[rows] for rows in gen_batches(len(points), size)]
             return torch.cat([integrate(field, x, n_steps=n_steps).x for x in chunks])

@@ -6,7 +6,7 @@
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from math import inf
+from math import inf, prod
 from numbers import Real
 from reprlib import repr as short_repr
 from typing import NamedTuple
@@ -47,6 +47,13 @@ class NetworkDesign(NamedTuple):
     def build_transition(self, seed=0):
         """Predictor of transition times with fresh weights."""
         return build_transition_network(*self[:-1], seed=seed)
+
+    @property
+    def widest_layer(self):
+        """Entries of the widest hidden layer for a row, or 1 where the network is a user's."""
+        if self.network == "unet":
+            return prod(self.image_shape[1:]) * self.channels[0]
+        return max(self.hidden_layer_sizes, default=1)
 
     def fewest_weights(self):
         """Lower bound on the number of weights, of its order, without building the network."""

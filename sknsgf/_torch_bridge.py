@@ -1,10 +1,12 @@
 """Between arrays and tensors: units, devices, random streams, threads."""
 
+import ctypes
 import os
 from contextlib import contextmanager
 from functools import cache
 from math import prod
 from numbers import Integral
+from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
 from typing import NamedTuple
@@ -190,8 +192,13 @@ def training_mode():
 
 @contextmanager
 def full_precision():
-    """No automatic casts to types of fewer digits, whatever the caller has asked for."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    """No automatic casts to types of fewer digits, whatever the caller has asked for.
+
+    A network may ask for them itself. Weights that were cast must then not be kept: torch keeps
+    them until the outermost context ends, which is this one, and training would not change them.
+    """
+    off = {"enabled": False, "cache_enabled": False}
+    with torch.autocast("cpu", **off), torch.autocast("cuda", **off):
         yield
 
 
@@ -200,20 +207,39 @@ def _thread_pools():
     return ThreadpoolController()
 
 
+@cache
+def _mkl_limit():
+    """MKL's own limit for the calling thread, a function, where torch has MKL; else None."""
+    try:
+        library = ctypes.CDLL(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
+        return library.MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):
+        return None
+
+
+@contextmanager
 def one_thread():
     """Context in which torch uses one thread of the calling thread's.
 
-    Small matrices are 7 to 80 times slower when every core works on each. OpenMP keeps the limit
-    for each calling thread, so other threads of the program are not affected.
+    Small matrices are 7 to 80 times slower when every core works on each, and products depend on
+    the number of threads by rounding. The limits are the calling thread's, so other threads of the
+    program are not affected. MKL has one of its own, since ``torch.set_num_threads`` gives it a
+    count that goes before that of OpenMP.
     """
-    return _thread_pools().limit(limits=1, user_api="openmp")
+    torch.get_num_threads()  # sets torch up in a new thread, which would undo the limit
+    limit_mkl = _mkl_limit() or (lambda _: 0)
+    with _thread_pools().limit(limits=1, user_api="openmp"):
+        before = limit_mkl(1)
+        try:
+            yield
+        finally:
+            limit_mkl(before)
 
 
 def thread_map(function, items, n_jobs):
     """Apply a function to items in joblib threads, each on one core; results keep the order."""
 
     def call(item):
-        torch.get_num_threads()  # sets torch up in a new thread, which would undo the limit
         with one_thread():
             return function(item)
 

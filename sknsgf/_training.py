@@ -116,7 +116,9 @@ def start_network(estimator, design, arrays, stream):
     with own_layers(estimator, stream):
         network = checked.build(seed)
         check_network_output(network, design.n_features)
-    if not isinstance(design.network, str) and estimator.target_sample_.dtype == np.float64:
+    samples = estimator.source_sample_, estimator.target_sample_
+    double = any(sample is not None and sample.dtype == np.float64 for sample in samples)
+    if not isinstance(design.network, str) and double:
         # Another one, since some modules keep what they are first given.
         with own_layers(estimator, stream):
             check_network_output(checked.build(seed).double(), design.n_features, "float64")

@@ -301,17 +301,19 @@ def check_weights(weights, X, name, sample="X"):
     """Weights of the rows of ``X`` as float64 that sum to one; None stays None."""
     if weights is None:
         return None
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name)
+    with _naming(name):
+        weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name)
     if weights.shape != (len(X),):
         raise ValueError(
             f"{name} must have shape ({len(X)},), one weight per row of {sample}. Got "
             f"{weights.shape}."
         )
-    if weights.min() < 0 or weights.sum() == 0:
+    if weights.min() < 0 or weights.max() == 0:
         raise ValueError(
             f"{name} must hold numbers of at least 0, not all of them 0. Got values between "
             f"{weights.min()} and {weights.max()}."
         )
+    weights = weights / weights.max()  # whose sum can't overflow
     return weights / weights.sum()
 
 

@@ -1,8 +1,9 @@
 """Distances between two samples: entropic, exact and kernel-free, in float64.
 
 A sample is an array of shape (n_samples, n_features) with optional weights of its rows. All three
-functions are symmetric and zero for equal samples, do not change when both samples are moved
-together, and scale with the data: the values are lengths, or lengths squared, in the data's units.
+functions are symmetric, zero for equal samples up to rounding, do not change when both samples are
+moved together, and scale with the data: the values are lengths, or lengths squared, in the data's
+units.
 """
 
 import warnings

@@ -68,6 +68,12 @@ class SinglePrecisionNetwork(SmallNetwork):
         return super().forward(x.float(), t.float())
 
 
+class HalfPrecisionNetwork(SmallNetwork):
+    def forward(self, x, t):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x, t).float()
+
+
 class WeightlessNetwork(torch.nn.Module):
     def __init__(self, n_features):
         super().__init__()
@@ -935,6 +941,18 @@ def test_a_network_of_float32_is_enough_for_rows_of_float32():
     assert flow.fit(rows, rows + 3).transform(rows).dtype == np.float32
 
 
+def test_a_network_of_float32_is_refused_where_one_sample_is_float64():
+    flow = NSGFSampler(**CHEAP).set_params(network=SinglePrecisionNetwork)
+    with pytest.raises(ValueError, match=r"takes float64 points.* Got one that does not"):
+        flow.fit(X_source, X_target.astype("float32"))
+
+
+def test_a_network_that_casts_its_weights_is_trained():
+    rows = X_source.astype("float32")
+    flow = NSGFSampler(**CHEAP).set_params(network=HalfPrecisionNetwork).fit(rows, rows + 3)
+    assert np.mean(flow.loss_curve_[-10:]) < 0.2 * np.mean(flow.loss_curve_[:10])
+
+
 @pytest.mark.parametrize(
     ("network", "error", "message"),
     [
@@ -991,6 +1009,14 @@ def test_a_blur_too_small_for_float32_warns():
     flow = NSGFSampler(**CHEAP).set_params(blur=1e-3, sinkhorn_tol=3.0, sinkhorn_max_iter=5)
     with pytest.warns(UserWarning, match=r"blur=0.001 is too small for float32: rows lie up to"):
         flow.fit(X_source, X_target)
+
+
+def test_flows_of_rows_too_far_apart_for_the_blur_raise_and_say_so():
+    rows = np.random.default_rng(0).normal(size=(1200, 2))
+    rows[0] = 200
+    settings = {**CHEAP, "flow_batch_size": 2048, "sinkhorn_max_iter": 20, "blur": 1e-3}
+    with pytest.raises(ValueError, match="could not be simulated: blur=0.001 is too small"):
+        NSGFSampler(**settings).fit(rows, -rows[1:])
 
 
 # Failures

@@ -244,6 +244,13 @@ def test_in_the_papers_mode_the_inverse_finds_rows_that_lead_where_it_started():
     assert errors[2] < errors[1] / 4
 
 
+def test_in_the_papers_mode_every_method_takes_euler_steps_back():
+    flow = trained(mode="paper", prediction="endpoint")
+    expected = flow.inverse_transform(X_target)
+    flow.method_ = "midpoint"
+    np.testing.assert_array_equal(flow.inverse_transform(X_target), expected)
+
+
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 def test_the_inverse_is_exact_up_to_the_order_of_the_method(method, order):
     flow, errors = trained(activation="tanh"), []

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from itertools import combinations
+from textwrap import dedent
 from threading import Barrier, current_thread, get_ident
 
 import numpy as np
@@ -285,6 +286,15 @@ def test_one_thread_is_a_limit_that_ends():
     assert torch.get_num_threads() == 2
 
 
+def test_one_thread_gives_the_same_bits_whatever_torch_was_given(two_threads):
+    generator = torch.Generator().manual_seed(0)
+    narrow, square = (torch.randn(n, 2048, generator=generator) for n in (3, 2048))
+    with one_thread():
+        limited = narrow @ square
+    torch.set_num_threads(1)
+    assert torch.equal(narrow @ square, limited)
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("n_jobs", [None, 1, 2, -1])
 def test_thread_map_keeps_the_order_and_gives_each_call_one_thread(n_jobs):
@@ -313,9 +323,13 @@ def test_an_error_in_a_thread_reaches_the_caller():
 
 
 def test_every_call_has_one_thread_also_where_torch_was_given_more():
-    code = (
-        "import torch; from sknsgf._torch_bridge import thread_map; torch.set_num_threads(2); "
-        "assert thread_map(lambda _: torch.get_num_threads(), range(6), 2) == [1] * 6; "
-        "assert torch.get_num_threads() == 2"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = """
+        import torch
+        from sknsgf._torch_bridge import one_thread, thread_map
+        torch.set_num_threads(2)
+        assert thread_map(lambda _: torch.get_num_threads(), range(6), 2) == [1] * 6
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    """
+    subprocess.run([sys.executable, "-c", dedent(code)], check=True)

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sknsgf import NSGFPlusPlus, NSGFSampler
 from sknsgf import _simulation as simulation
 from sknsgf._minibatches import hold_out
+from sknsgf.flow.networks import VelocityUNet
 
 SINGLE = {
     "n_steps": 5,
@@ -395,6 +396,20 @@ def test_images_are_carried_sampled_and_pickled(estimator):
     assert flow.sample(3).shape == (3, 64)
     opened = pickle.loads(pickle.dumps(flow))
     np.testing.assert_array_equal(opened.transform(noise), moved)
+
+
+def test_images_are_carried_as_many_at_a_time_as_their_layers_have_room_for(monkeypatch):
+    flow, seen = fitted(NSGFSampler(**IMAGES), noise, digits), []
+
+    def forward(self, x, t, call=VelocityUNet.forward):
+        seen.append(len(x))
+        return call(self, x, t)
+
+    expected = flow.transform(noise)
+    monkeypatch.setattr(VelocityUNet, "forward", forward)
+    monkeypatch.setattr("sknsgf._base.CPU_ENTRIES", 10 * 8 * 8 * 4)  # those of 10 images
+    np.testing.assert_allclose(flow.transform(noise), expected, rtol=1e-9, atol=1e-9)
+    assert set(seen) == {10}
 
 
 @pytest.mark.parametrize("estimator", [NSGFSampler(**IMAGES), NSGFPlusPlus(**PAIRED_IMAGES)])

@@ -193,10 +193,11 @@ def test_a_bad_number_of_draws_raises(flow, n_samples):
         (np.zeros(60), r"sample_weight must hold numbers of at least 0, not all of them 0\. Got"),
         (np.linspace(-1, 1, 60), r"sample_weight must hold .* Got values between -1\.0 and 1\.0"),
         (np.full(60, np.nan), "Input sample_weight contains NaN"),
+        (0.5, r"sample_weight is not valid\..* scalar"),
     ],
 )
 def test_bad_weights_raise(flow, weights, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         flow.score(X_source, sample_weight=weights)
 
 

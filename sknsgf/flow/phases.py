@@ -70,9 +70,11 @@ class TwoPhases(NamedTuple):
         """
         steps = self.n_straight_steps
         if steps:
-            field = self.straight(least_remaining_back(self.method, steps))
+            # From a time of each point's own only Euler steps lead back.
+            method = self.method if self.start_time is None else "euler"
+            field = self.straight(least_remaining_back(method, steps))
             if self.start_time is None:
-                x = integrate(field, x, n_steps=steps, method=self.method, backward=True).x
+                x = integrate(field, x, n_steps=steps, method=method, backward=True).x
             else:
                 x = integrate_back(field, x, self._start_time, n_steps=steps).x
         return invert_euler(self.sinkhorn, x, n_steps=self.n_sinkhorn_steps)

@@ -18,6 +18,7 @@ from sknsgf.flow.recording import Recorded
 Batch = tuple[Tensor, ...]  # what the network is called with, and last the targets
 SCHEDULES = ("cosine", "constant")
 CHECK_EVERY = 100  # iterations between two looks at the losses (each look waits for the device)
+EVALUATED_ROWS = 2**9  # of held-out data, at a time: bounds the memory of the layers
 
 
 class DivergenceError(ValueError):
@@ -352,4 +353,7 @@ def _check_finite_weights(network: nn.Module) -> None:
 
 @torch.no_grad()
 def _evaluate(network: nn.Module, batch: Batch, loss_weight: Callable[..., Tensor] | None) -> float:
-    return float(mean_squared_error(network, batch, loss_weight))
+    """Mean squared error of a batch, which may be too large for the layers of all its rows."""
+    parts = zip(*(part.split(EVALUATED_ROWS) for part in batch), strict=True)
+    total = sum(len(part[0]) * mean_squared_error(network, part, loss_weight) for part in parts)
+    return float(total) / len(batch[0])

@@ -231,7 +231,8 @@ class _CrossProblem:
 
     def anneal(self, eps: Tensor, schedule: _Annealing) -> tuple[Tensor, int]:
         """Start for a cold solve: from normal laws, a few iterations at falling temperatures."""
-        ratio = (schedule.start * sum(self.square_radii()) / eps).clamp(1, 1 / SMALLEST_MASS)
+        ratio = (schedule.start * sum(self.square_radii()) / eps).nan_to_num(nan=1.0)
+        ratio = ratio.clamp(1, 1 / SMALLEST_MASS)
         n_levels = math.ceil(math.log(float(ratio.max()), schedule.factor))
         g, n_iterations = self.normal_start(eps * ratio), 0
         for level in range(n_levels):

@@ -290,9 +290,10 @@ def test_held_out_loss_is_taken_at_every_check_and_at_the_end():
     assert len(result.validation_losses) == 3
 
 
-def test_held_out_loss_is_that_of_the_returned_network():
+@pytest.mark.parametrize("n_held_out", [16, 1300])  # at once, and in parts
+def test_held_out_loss_is_that_of_the_returned_network(n_held_out):
     x, t = points(32)
-    held_out = (*points(16, seed=1), torch.zeros(16, 1))
+    held_out = (*points(n_held_out, seed=1), torch.zeros(n_held_out, 1))
     result = fit_regression(
         Normalised(), lambda: (x, t, x), n_iterations=CHECK_EVERY, validation=held_out
     )
