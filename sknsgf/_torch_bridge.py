@@ -211,8 +211,8 @@ def _thread_pools():
 def _mkl_limit():
     """MKL's own limit for the calling thread, a function, where torch has MKL; else None."""
     try:
-        library = ctypes.CDLL(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
-        return library.MKL_Set_Num_Threads_Local
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        return ctypes.CDLL(str(library)).MKL_Set_Num_Threads_Local
     except (OSError, AttributeError):
         return None
 
