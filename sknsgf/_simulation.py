@@ -86,14 +86,19 @@ class _Simulation(ABC):
 
     def _plan(self, samples_held_out):
         """Set what rows held out and the room for positions decide, or refuse what has no room."""
+        estimator, n_batches = self.estimator, self.shape[0]
+        batch_bytes, held_out_bytes = self.n_bytes // n_batches, 0
         if samples_held_out is not None:
             self.held_out = self._of_rows_held_out(samples_held_out)
-        sizes = self.n_bytes // self.shape[0], self.held_out.n_bytes if self.held_out else 0
-        n_at_once = check_pool_size(self.estimator, self.shape[0], *sizes, self.counted)
+            held_out_bytes = self.held_out.n_bytes
+        self.n_at_once = check_pool_size(
+            estimator, n_batches, batch_bytes, held_out_bytes, self.counted
+        )
         # Over the budget, which check_pool_size allows for pool="memmap" only.
-        on_disk = n_at_once * sizes[0] + sizes[1] > self.estimator.max_pool_size * 1e6
-        for part in filter(None, (self, self.held_out)):
-            part.n_at_once, part.on_disk = n_at_once, on_disk
+        budget = estimator.max_pool_size * 1e6
+        self.on_disk = self.n_at_once * batch_bytes + held_out_bytes > budget
+        if self.held_out is not None:
+            self.held_out.on_disk = self.on_disk
 
     def _of_rows_held_out(self, samples):
         other = copy(self)

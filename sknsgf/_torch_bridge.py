@@ -209,12 +209,12 @@ def _thread_pools():
 
 @cache
 def _mkl_limit():
-    """MKL's own limit for the calling thread, a function, where torch has MKL; else None."""
+    """Function that sets MKL's own limit for the calling thread, and returns the last one."""
     try:
         library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
         return ctypes.CDLL(str(library)).MKL_Set_Num_Threads_Local
-    except (OSError, AttributeError):
-        return None
+    except (OSError, AttributeError):  # torch has no MKL here
+        return lambda n_threads: 0
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def one_thread():
     count that goes before that of OpenMP.
     """
     torch.get_num_threads()  # sets torch up in a new thread, which would undo the limit
-    limit_mkl = _mkl_limit() or (lambda _: 0)
+    limit_mkl = _mkl_limit()
     with _thread_pools().limit(limits=1, user_api="openmp"):
         before = limit_mkl(1)
         try:

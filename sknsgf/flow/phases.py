@@ -69,14 +69,12 @@ class TwoPhases(NamedTuple):
         entered it; the Sinkhorn steps are inverted one by one.
         """
         steps = self.n_straight_steps
-        if steps:
-            # From a time of each point's own only Euler steps lead back.
-            method = self.method if self.start_time is None else "euler"
-            field = self.straight(least_remaining_back(method, steps))
-            if self.start_time is None:
-                x = integrate(field, x, n_steps=steps, method=method, backward=True).x
-            else:
-                x = integrate_back(field, x, self._start_time, n_steps=steps).x
+        if steps and self.start_time is None:
+            field = self.straight(least_remaining_back(self.method, steps))
+            x = integrate(field, x, n_steps=steps, method=self.method, backward=True).x
+        elif steps:  # to a time of each point's own only Euler steps lead
+            field = self.straight(least_remaining_back("euler", steps))
+            x = integrate_back(field, x, self._start_time, n_steps=steps).x
         return invert_euler(self.sinkhorn, x, n_steps=self.n_sinkhorn_steps)
 
     def _start_time(self, x: Tensor) -> Tensor:
